@@ -1,0 +1,45 @@
+# Targets: make cvpo (install and train), make test, make lint, make clean.
+PYTHON ?= python3
+VENV ?= .venv
+# Another index for torch, e.g. https://download.pytorch.org/whl/cpu or .../whl/cu130
+TORCH_INDEX ?=
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+
+.PHONY: install install-dev cvpo test test-slow lint clean
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+# torch first and alone, so that the build chosen by TORCH_INDEX is the one that stays;
+# safety-gymnasium last and without its dependencies, whose pins cannot be met on Python >= 3.11.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing torch ..."
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	@echo "installing the other dependencies ..."
+	$(PIP) --editable .
+	$(PIP) --no-deps safety-gymnasium==1.0.0
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable ".[dev]"
+	touch $@
+
+cvpo: install
+	$(BIN)/python recipes/cvpo.py $(ARGS)
+
+test: install-dev
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-slow: install-dev
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: install-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) *.egg-info

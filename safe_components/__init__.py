@@ -1,0 +1,1 @@
+"""Components for safe reinforcement learning with TorchRL."""

@@ -1,0 +1,1 @@
+"""One factory over TorchRL's collectors."""

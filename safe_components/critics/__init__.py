@@ -1,0 +1,1 @@
+"""Batched Q ensembles and their temporal-difference loss."""

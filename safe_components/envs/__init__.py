@@ -1,0 +1,1 @@
+"""Environments whose steps write ``reward`` [..., 1] and ``cost`` [..., m]."""

@@ -1,0 +1,1 @@
+"""The variational E-step: particles, projector, dual solvers."""

@@ -1,0 +1,1 @@
+"""Lagrangian multipliers moved by the episodes just collected."""

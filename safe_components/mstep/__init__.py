@@ -1,0 +1,1 @@
+"""The M-step: weighted maximum likelihood inside a trust region."""

@@ -1,0 +1,1 @@
+"""Gaussian policies with full or diagonal covariance."""

@@ -1,0 +1,1 @@
+"""What every recipe shares and no algorithm owns: run directory, logging, checkpoint, evaluation."""
