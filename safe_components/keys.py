@@ -14,6 +14,8 @@ arguments; these are the defaults everywhere.
 | ``("next", "episode_reward")`` | [B, 1] | undiscounted sum so far | ``RewardSum`` | logging |
 | ``("next", "episode_cost")`` | [B, m] | undiscounted sum so far | ``RewardSum`` | logging, multipliers |
 | ``("particles", "action")`` | [B, K, a] | of the action | particles | critics, M-step |
+| ``("particles", "loc")`` | [B, a] | of the action; reference policy at the sampled states | particles | M-step |
+| ``("particles", "scale_tril")`` | [B, a, a] | as above, Cholesky factor | particles | M-step |
 | ``("particles", "q_reward")`` | [B, K] | discounted reward | particles | E-step |
 | ``("particles", "q_cost")`` | [B, K, m] | discounted cost (Q units) | particles | E-step |
 | ``("particles", "log_prior")`` | [B, K] | log probability; absent means uniform | discrete policy | E-step |
@@ -37,6 +39,8 @@ EPISODE_REWARD = ("next", "episode_reward")
 EPISODE_COST = ("next", "episode_cost")
 
 PARTICLE_ACTION = ("particles", "action")
+PARTICLE_LOC = ("particles", "loc")
+PARTICLE_SCALE_TRIL = ("particles", "scale_tril")
 PARTICLE_Q_REWARD = ("particles", "q_reward")
 PARTICLE_Q_COST = ("particles", "q_cost")
 PARTICLE_LOG_PRIOR = ("particles", "log_prior")
