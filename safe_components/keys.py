@@ -14,7 +14,7 @@ arguments; these are the defaults everywhere.
 | ``("next", "episode_reward")`` | [B, 1] | undiscounted sum so far | ``RewardSum`` | logging |
 | ``("next", "episode_cost")`` | [B, m] | undiscounted sum so far | ``RewardSum`` | logging, multipliers |
 | ``("particles", "action")`` | [B, K, a] | of the action | particles | critics, M-step |
-| ``("particles", "loc")`` | [B, a] | of the action; reference policy at the sampled states | particles | M-step |
+| ``("particles", "loc")`` | [B, a] | reference policy at the sampled states | particles | M-step |
 | ``("particles", "scale_tril")`` | [B, a, a] | as above, Cholesky factor | particles | M-step |
 | ``("particles", "q_reward")`` | [B, K] | discounted reward | particles | E-step |
 | ``("particles", "q_cost")`` | [B, K, m] | discounted cost (Q units) | particles | E-step |

@@ -1,1 +1,7 @@
-"""Pure functions that every room may use: Gaussian KL terms, the E-step dual, the cost budget, aggregation."""
+"""Pure functions that every room may use: Gaussian KL terms, E-step dual, cost budget, aggregation."""
+
+from safe_components.ops.aggregate import Aggregate, aggregate
+from safe_components.ops.cost_budget import q_cost_limit
+from safe_components.ops.gaussian_kl import gaussian_kl
+
+__all__ = ["Aggregate", "aggregate", "gaussian_kl", "q_cost_limit"]
