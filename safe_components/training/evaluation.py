@@ -1,0 +1,69 @@
+"""Episodes with the deterministic policy, apart from training."""
+
+from __future__ import annotations
+
+import torch
+from tensordict.nn import TensorDictModuleBase
+from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
+
+__all__ = ["evaluate"]
+
+
+@torch.no_grad()
+def evaluate(
+    policy: TensorDictModuleBase,
+    env: EnvBase,
+    episodes: int,
+    seed: int | None = None,
+    max_steps: int = 1_000_000,
+) -> dict[str, torch.Tensor]:
+    """Mean undiscounted returns of whole episodes, the policy taking its mode.
+
+    Each of the environment's copies is run from a reset until ``episodes`` episodes are over. An
+    episode counts only if it began among the first ``ceil(episodes / copies)`` of its copy, so that
+    short episodes are not over-represented.
+
+    Args:
+        policy: writes the action; run under ``ExplorationType.DETERMINISTIC``.
+        env: of batch size [] or [N], steps writing ``reward`` [..., 1] and ``cost`` [..., m].
+        episodes: how many at least; rounded up to a multiple of N.
+        seed: of the first reset, so that evaluations compare; None leaves the environment's state.
+        max_steps: per copy, a guard against episodes without end.
+
+    Returns:
+        ``reward`` [episodes], ``cost`` [episodes, m] (undiscounted sums) and ``length`` [episodes].
+
+    Raises:
+        RuntimeError: if ``max_steps`` pass before the episodes are over.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes is {episodes}, must be at least 1")
+    if seed is not None:
+        env.set_seed(seed)
+    copies = env.batch_size.numel()
+    per_copy = -(-episodes // copies)
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        state = env.reset()
+        sums: torch.Tensor | None = None
+        finished: list[torch.Tensor] = []
+        begun = torch.zeros(copies, dtype=torch.long, device=env.device)
+        for _ in range(max_steps):
+            step, state = env.step_and_maybe_reset(policy(state))
+            now = step["next"]
+            ones = torch.ones_like(now["reward"])
+            row = torch.cat([now["reward"], ones, now["cost"]], -1).reshape(copies, -1).double()
+            sums = row if sums is None else sums + row
+            done = now["done"].reshape(copies)
+            if done.any():
+                finished.append(sums[done & (begun < per_copy)])
+                begun += done
+                sums = sums.masked_fill(done[:, None], 0.0)
+                if bool((begun >= per_copy).all()):
+                    break
+        else:
+            raise RuntimeError(
+                f"{episodes} episodes were not over after {max_steps} steps; "
+                "give the environment a max_episode_steps"
+            )
+    table = torch.cat(finished).cpu()
+    return {"reward": table[:, 0], "length": table[:, 1], "cost": table[:, 2:]}

@@ -1,0 +1,70 @@
+"""Ctrl-C as a request to stop after the current iteration, with everything saved."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+
+__all__ = ["StopRequest", "workers_ignore_interrupt"]
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """A context in which the first SIGINT or SIGTERM sets a flag instead of raising.
+
+    A second one raises ``KeyboardInterrupt`` at once. Outside the main thread, where Python
+    handles no signals, the flag is simply never set.
+
+    Example:
+        >>> with StopRequest() as stop:
+        ...     signal.raise_signal(signal.SIGINT)
+        ...     bool(stop)
+        stopping after this iteration; the run will be saved (again: stop at once)
+        True
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._previous: dict[int, object] = {}
+
+    def __bool__(self) -> bool:
+        return self._asked
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        print("stopping after this iteration; the run will be saved (again: stop at once)", flush=True)
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {s: signal.signal(s, self._handle) for s in _SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)  # type: ignore[arg-type]  # what signal.signal returned
+        self._previous = {}
+
+
+@contextmanager
+def workers_ignore_interrupt() -> Iterator[None]:
+    """Processes started inside ignore Ctrl-C, which a terminal sends to every process of the group.
+
+    They inherit the disposition; the parent's own is restored on leaving, so that it alone decides
+    when to stop and the workers are still there to be shut down in order.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

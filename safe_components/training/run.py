@@ -1,0 +1,219 @@
+"""A run: its directory, metrics, checkpoints and progress bar."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import platform
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import yaml
+from torchrl.checkpoint import Checkpoint, CheckpointRotation, GlobalRNGState
+from tqdm import tqdm
+
+from safe_components.training.config import CONFIG_FILE, RunConfig, config_to_dict
+from safe_components.training.curves import plot_curves
+from safe_components.training.interrupt import StopRequest
+from safe_components.training.metrics import MetricsWriter
+
+__all__ = ["Run"]
+
+# MuJoCo's version changes the physics, the others the numbers.
+_RECORDED = (
+    "safe_components",
+    "torch",
+    "torchrl",
+    "tensordict",
+    "numpy",
+    "scipy",
+    "gymnasium",
+    "mujoco",
+    "safety-gymnasium",
+)
+
+
+@dataclasses.dataclass
+class _Clock:
+    """How far the run is; part of every checkpoint."""
+
+    frames: int = 0
+    wall_seconds: float = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.frames, self.wall_seconds = int(state["frames"]), float(state["wall_seconds"])
+
+
+class Run:
+    """Create or continue a run directory, and keep it in order while the recipe trains.
+
+    The directory holds ``config.yaml`` (settings and package versions), ``metrics.csv`` (one row per
+    iteration), ``checkpoint/`` (the two newest, TorchRL's ``Checkpoint`` format, each written beside
+    the last and renamed, so that a kill never leaves half a one), ``curves.png`` and one directory
+    per logger. Used as a context: leaving it normally, or on Ctrl-C, saves a checkpoint and the
+    curves; leaving it on an error keeps the last good checkpoint and draws the curves.
+
+    Args:
+        config: ``config.resume`` continues that directory, otherwise ``config.run_dir`` is made.
+        name: of the recipe, for the directory's default name.
+        **components: what a checkpoint holds, by name: modules, optimisers, buffers, anything with
+            ``state_dict``. The random generators' states, frames and wall time are added.
+
+    Raises:
+        FileExistsError: if ``config.run_dir`` already holds a run.
+        FileNotFoundError: if ``config.resume`` holds no run.
+        torchrl.checkpoint.CheckpointError: if a checkpoint does not fit the components.
+
+    Example:
+        >>> import tempfile
+        >>> directory = Path(tempfile.mkdtemp()) / "run"
+        >>> config = RunConfig(run_dir=directory, total_frames=100, loggers=(), progress=False)
+        >>> with Run(config, "demo", model=torch.nn.Linear(2, 1)) as run:
+        ...     run.log(100, {"episode_reward": 1.0, "episode_cost": 0.0})
+        >>> sorted(path.name for path in directory.iterdir())
+        ['checkpoint', 'config.yaml', 'curves.png', 'metrics.csv']
+    """
+
+    def __init__(self, config: RunConfig, name: str, **components: Any) -> None:
+        self.config = config
+        self.directory = config.resume or config.run_dir or _default_directory(config, name)
+        self._clock = _Clock()
+        # At least two checkpoints, so that the newest may be damaged by a full disk or a crash.
+        self._rotation = CheckpointRotation(self.directory / "checkpoint", keep_last=2)
+        self._checkpoint = Checkpoint(clock=self._clock, rng=GlobalRNGState(), **components)
+        self._saved_at = -1
+        self._stop = StopRequest()
+        if config.resume is None:
+            _create(self.directory, config, name)
+        elif self._rotation.latest() is not None:
+            device = torch.device(config.device)
+            self._rotation.load_latest(
+                self._checkpoint, map_location=None if device.type == "cpu" else device
+            )
+            self._saved_at = self.frames
+        self._metrics = MetricsWriter(self.directory, config.loggers, keep_until=self.frames)
+        self._bar = tqdm(
+            total=config.total_frames,
+            initial=min(self.frames, config.total_frames),
+            unit="frame",
+            disable=not config.progress,
+            dynamic_ncols=True,
+        )
+        self._started = time.monotonic() - self._clock.wall_seconds
+        self._last = (self.frames, self._clock.wall_seconds)
+
+    @property
+    def frames(self) -> int:
+        """Environment frames collected so far, those before a resume included."""
+        return self._clock.frames
+
+    @property
+    def finished(self) -> bool:
+        """Whether the frames are used up or Ctrl-C was pressed."""
+        return bool(self._stop) or self.frames >= self.config.total_frames
+
+    def advance(self, frames: int) -> None:
+        """Count frames just collected."""
+        self._clock.frames += frames
+        self._bar.update(frames)
+
+    def due(self, interval: int, since: int) -> bool:
+        """Whether a multiple of ``interval`` frames was passed after ``since`` frames; never for 0."""
+        return interval > 0 and self.frames // interval > since // interval
+
+    def log(self, frames: int, metrics: Mapping[str, float], shown: tuple[str, ...] = ()) -> None:
+        """Write a row: ``frames``, ``wall_seconds``, ``frames_per_second`` and ``metrics``.
+
+        Args:
+            frames: the run's frames; sets the counter, so a recipe may use this or :meth:`advance`.
+            metrics: numbers by name; NaN becomes an empty cell.
+            shown: names of the metrics on the progress bar.
+        """
+        self.advance(frames - self.frames)
+        self._clock.wall_seconds = time.monotonic() - self._started
+        before, then = self._last
+        speed = (frames - before) / max(self._clock.wall_seconds - then, 1e-9)
+        self._last = (frames, self._clock.wall_seconds)
+        self._metrics.write(
+            {
+                "frames": frames,
+                "wall_seconds": self._clock.wall_seconds,
+                "frames_per_second": speed,
+                **metrics,
+            }
+        )
+        self._bar.set_postfix(
+            {
+                key.removeprefix("episode_"): f"{metrics[key]:.3g}"
+                for key in shown
+                if not math.isnan(metrics[key])
+            }
+        )
+
+    def save(self) -> Path:
+        """Write a checkpoint of every component and return its path."""
+        self._clock.wall_seconds = time.monotonic() - self._started
+        self._saved_at = self.frames
+        return self._rotation.save(self._checkpoint, step=self.frames)
+
+    def draw(self) -> None:
+        """Draw ``curves.png`` from the rows written so far."""
+        if self._metrics.path.stat().st_size:
+            plot_curves(
+                [self._metrics.path],
+                self.config.cost_limit,
+                self.directory / "curves.png",
+                title=f"{self.config.env.id}, seed {self.config.seed}",
+            )
+
+    def __enter__(self) -> Run:
+        self._stop.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None and self.frames != self._saved_at:
+                self.save()
+            self.draw()
+        finally:
+            self._bar.close()
+            self._metrics.close()
+            self._stop.__exit__(kind, error, trace)
+        if error is not None:
+            kept = self._rotation.latest()
+            print(
+                f"stopped by {type(error).__name__}; "
+                + (f"the last checkpoint is kept: {kept}" if kept else "no checkpoint had been written yet")
+            )
+
+
+def _default_directory(config: RunConfig, name: str) -> Path:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{name}-{config.env.id}-seed{config.seed}-{stamp}"
+
+
+def _create(directory: Path, config: RunConfig, name: str) -> None:
+    if (directory / CONFIG_FILE).exists():
+        raise FileExistsError(
+            f"{directory} already holds a run; continue it with --resume {directory}, "
+            "or choose another --run-dir"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    versions = {"python": platform.python_version()}
+    for package in _RECORDED:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    document = {"recipe": name, "config": config_to_dict(config), "versions": versions}
+    (directory / CONFIG_FILE).write_text(yaml.safe_dump(document, sort_keys=False))
