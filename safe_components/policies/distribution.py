@@ -1,0 +1,76 @@
+"""A multivariate normal distribution given by its Cholesky factor, cheap to sample and to score."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Size, Tensor
+from torch.distributions import MultivariateNormal
+
+
+class CholeskyNormal(MultivariateNormal):
+    """``x = loc + scale_tril @ noise``, ``noise ~ N(0, I)``.
+
+    The same distribution as `torch.distributions.MultivariateNormal` (same samples from the same seed),
+    made for the inner loop: arguments are not validated, many samples per state are one batched product
+    and log-probabilities one triangular solve. `deterministic_sample`, `mean`, `mode` and `median` are
+    ``loc``, so every TorchRL exploration type works.
+
+    Args:
+        loc: ``[..., a]``, mean, in the unit of the action.
+        scale_tril: ``[..., a, a]``, lower Cholesky factor of the covariance, positive diagonal.
+        validate_args: whether torch checks the arguments (costs a device synchronisation).
+
+    Example:
+        >>> import torch
+        >>> d = CholeskyNormal(torch.zeros(2), torch.tensor([[1.0, 0.0], [0.5, 2.0]]))
+        >>> d.deterministic_sample
+        tensor([0., 0.])
+        >>> d.rsample((5,)).shape
+        torch.Size([5, 2])
+        >>> d.log_prob(torch.zeros(2))
+        tensor(-2.5310)
+    """
+
+    def __init__(self, loc: Tensor, scale_tril: Tensor, validate_args: bool = False) -> None:
+        super().__init__(loc, scale_tril=scale_tril, validate_args=validate_args)
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """``loc``, ``[..., a]``."""
+        return self.loc
+
+    @property
+    def median(self) -> Tensor:
+        """``loc``, ``[..., a]``: the point about which the density is symmetric."""
+        return self.loc
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw ``[*sample_shape, ..., a]``, differentiable with respect to ``loc`` and ``scale_tril``."""
+        noise = torch.randn(
+            self._extended_shape(Size(sample_shape)), dtype=self.loc.dtype, device=self.loc.device
+        )
+        return self.loc + self._along_states(torch.matmul, noise)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density in nats, ``[*sample_shape, ...]``, of ``value [*sample_shape, ..., a]``."""
+        if self._validate_args:
+            self._validate_sample(value)
+        white = self._along_states(_solve_lower, value - self.loc)
+        log_diag = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return -0.5 * (white.square().sum(-1) + self.loc.shape[-1] * math.log(2 * math.pi)) - log_diag
+
+    def _along_states(self, op: Any, vectors: Tensor) -> Tensor:
+        """Apply ``op(scale_tril, .)`` to ``[*sample_shape, ..., a]`` with the samples as matrix columns."""
+        batch_dims = self.loc.ndim - 1
+        if vectors.ndim == self.loc.ndim:
+            return op(self.scale_tril, vectors.unsqueeze(-1)).squeeze(-1)
+        sample_shape = vectors.shape[: vectors.ndim - 1 - batch_dims]
+        columns = vectors.flatten(0, len(sample_shape) - 1).movedim(0, -1)
+        return op(self.scale_tril, columns).movedim(-1, 0).unflatten(0, sample_shape)
+
+
+def _solve_lower(scale_tril: Tensor, columns: Tensor) -> Tensor:
+    return torch.linalg.solve_triangular(scale_tril, columns, upper=False)
