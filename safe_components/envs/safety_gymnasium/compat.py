@@ -1,0 +1,217 @@
+"""Import the unmodified safety-gymnasium 1.0.0 wheel on current Python, NumPy, Gymnasium and MuJoCo.
+
+The wheel was written for Python 3.8-3.10, gymnasium 0.28, MuJoCo 2.3.3 and NumPy 1. What it needs from
+them is provided while it is imported, under the old names, and removed again: afterwards only the
+``safety_gymnasium`` modules themselves hold adapted names. pygame and gymnasium-robotics are not needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+import threading
+import types
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import gymnasium
+import numpy as np
+import xmltodict
+
+from safe_components.envs.safety_gymnasium import textures
+
+VERSION = "1.0.0"
+INSTALL = f"pip install --no-deps safety-gymnasium=={VERSION}"
+
+# Modules of gymnasium.wrappers that are gone since 1.0: {name the wheel imports: where it is now}.
+_MOVED: dict[str, dict[str, str | None]] = {
+    "autoreset": {"AutoResetWrapper": "Autoreset"},
+    "compatibility": {"EnvCompatibility": None},
+    "env_checker": {"PassiveEnvChecker": "PassiveEnvChecker"},
+    "normalize": {
+        "NormalizeObservation": "NormalizeObservation",
+        "NormalizeReward": "NormalizeReward",
+        "RunningMeanStd": None,
+    },
+    "time_limit": {"TimeLimit": "TimeLimit"},
+}
+_LOCK = threading.Lock()
+_MARK = "_adapted_by_safe_components"
+
+
+class _Color(np.ndarray):
+    """Python >= 3.11 refuses unhashable dataclass defaults; hashing by identity satisfies it."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]  # ndarray declares it None
+
+
+class _Model:
+    """An ``MjModel`` whose ``jnt`` takes the one-element id arrays that MuJoCo >= 3.3 refuses."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def jnt(self, key: Any) -> Any:
+        return self._model.jnt(key.item() if isinstance(key, np.ndarray) else key)
+
+
+def load_safety_gymnasium() -> types.ModuleType:
+    """Import ``safety_gymnasium`` and adapt it to the installed stack; later calls return the same module.
+
+    Every process that uses the package must call it (:func:`make_safety_gymnasium` does).
+
+    Raises:
+        ImportError: if safety-gymnasium is not installed, or is another version than 1.0.0.
+    """
+    with _LOCK:
+        package = sys.modules.get("safety_gymnasium")
+        if package is not None and hasattr(package, _MARK):
+            return package
+        folder = _find()
+        # A failed ``import safety_gymnasium`` leaves its submodules behind; start from a clean slate.
+        _forget()
+        provided = _own_modules(folder)
+        stand_ins = _stand_ins()
+        sys.modules.update(provided | stand_ins)
+        try:
+            package = importlib.import_module("safety_gymnasium")
+            _adapt(package)
+        except BaseException:
+            _forget()
+            raise
+        finally:
+            for name in stand_ins:
+                sys.modules.pop(name, None)
+        setattr(package, _MARK, True)
+        return package
+
+
+def _find() -> str:
+    """Folder of the installed package, which is found but not imported."""
+    try:
+        version = importlib.metadata.version("safety-gymnasium")
+    except importlib.metadata.PackageNotFoundError:
+        version = None
+    spec = None
+    if version is not None:
+        sys.modules.pop("safety_gymnasium", None)
+        spec = importlib.util.find_spec("safety_gymnasium")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError(f"safety-gymnasium is not installed; install it with `{INSTALL}`")
+    if version != VERSION:
+        raise ImportError(
+            f"safety-gymnasium {version} is installed, but only {VERSION} is supported; "
+            f"install it with `{INSTALL}`"
+        )
+    return spec.submodule_search_locations[0]
+
+
+def _forget() -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "safety_gymnasium"]:
+        del sys.modules[name]
+
+
+def _module(name: str, **names: Any) -> types.ModuleType:
+    module = types.ModuleType(name)
+    vars(module).update(names)
+    return module
+
+
+def _missing(what: str) -> Callable[..., NoReturn]:
+    def fail(*args: Any, **kwargs: Any) -> NoReturn:
+        raise NotImplementedError(f"{what} is not supported with gymnasium {gymnasium.__version__}")
+
+    return fail
+
+
+def _own_modules(folder: str) -> dict[str, types.ModuleType]:
+    """Modules of the package that are provided instead of being imported as they are."""
+    # assets.color owns every array that is a dataclass default: load it first and make them hashable.
+    name = "safety_gymnasium.assets.color"
+    spec = importlib.util.spec_from_file_location(name, os.path.join(folder, "assets", "color.py"))
+    assert spec is not None and spec.loader is not None
+    color = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(color)
+    color.COLOR = {key: value.view(_Color) for key, value in color.COLOR.items()}  # type: ignore[attr-defined]
+    modules = {name: color}
+    # Multi-agent tasks need gymnasium-robotics; vector environments subclass private parts of
+    # gymnasium 0.28. Neither belongs to the single-agent tasks.
+    name = "safety_gymnasium.tasks.safe_multi_agent.safe_mujoco_multi"
+    modules[name] = _module(name, make_ma=_missing("a multi-agent task"))
+    name = "safety_gymnasium.vector"
+    modules[name] = _module(name, make=_missing("safety_gymnasium.vector"))
+    return modules
+
+
+def _stand_ins() -> dict[str, types.ModuleType]:
+    """Old modules of gymnasium that the wheel imports from, for the time of the import."""
+    found = {}
+    for module, names in _MOVED.items():
+        name = f"gymnasium.wrappers.{module}"
+        if importlib.util.find_spec(name) is None:
+            known = {old: new and getattr(gymnasium.wrappers, new) for old, new in names.items()}
+            found[name] = _module(name, **known)
+    return found
+
+
+def _adapt(package: types.ModuleType) -> None:
+    """Replace the names inside the package that the installed stack no longer serves."""
+    from safety_gymnasium import world
+    from safety_gymnasium.bases import base_agent, underlying
+    from safety_gymnasium.utils import keyboard_viewer, registration
+
+    # Their ``make`` reads fields that gymnasium 1.0 dropped from EnvSpec.
+    package.make = registration.make = _make  # type: ignore[attr-defined]
+    # obs_sensor calls float() on one-element arrays, an error since NumPy 2.4.
+    base_agent.float = lambda value: np.asarray(value).item()
+    base_agent.BaseAgent._init_jnt_sensors = _scalar_joint_ids(base_agent.BaseAgent._init_jnt_sensors)
+    # A reset compiles its XML through world.xmltodict: choose the textures there.
+    world.xmltodict = types.SimpleNamespace(parse=xmltodict.parse, unparse=textures.unparse)
+    # gymnasium >= 1.0 asks viewers for the frame's size.
+    underlying.OffScreenViewer = _sized(underlying.OffScreenViewer)
+    window_init = keyboard_viewer.WindowViewer.__init__
+    if window_init.__code__.co_argcount > 3:
+        keyboard_viewer.KeyboardViewer.__init__ = _keyboard_viewer_init
+
+
+def _make(
+    id: str, max_episode_steps: int | None = None, disable_env_checker: bool | None = None, **kwargs: Any
+) -> gymnasium.Env:
+    """``safety_gymnasium.make`` on the package's own code path, less the passive checker and auto-reset."""
+    from safe_components.envs.safety_gymnasium.make import make_safety_gymnasium
+
+    return make_safety_gymnasium(id, fast=False, max_episode_steps=max_episode_steps, **kwargs)
+
+
+def _scalar_joint_ids(init_jnt_sensors: Callable[[Any], None]) -> Callable[[Any], None]:
+    def _init_jnt_sensors(self: Any) -> None:
+        engine = self.engine
+        self.engine = types.SimpleNamespace(model=_Model(engine.model), data=engine.data)
+        try:
+            init_jnt_sensors(self)
+        finally:
+            self.engine = engine
+
+    return _init_jnt_sensors
+
+
+def _sized(viewer: Any) -> Any:
+    if viewer.__init__.__code__.co_argcount <= 3:
+        return viewer
+
+    def make_viewer(model: Any, data: Any) -> Any:
+        return viewer(model, data, model.vis.global_.offwidth, model.vis.global_.offheight)
+
+    return make_viewer
+
+
+def _keyboard_viewer_init(self: Any, model: Any, data: Any, custom_key_press_callback: Any) -> None:
+    size = model.vis.global_
+    super(type(self), self).__init__(model, data, size.offwidth, size.offheight)
+    self._custom_key_press_callback = custom_key_press_callback
