@@ -17,7 +17,7 @@ CONFIG_FILE = "config.yaml"
 
 # A resumed run may be given more frames, another device or other places to report to; any other
 # difference would make it a different experiment under the old name.
-_MAY_CHANGE = ("total_frames", "device", "resume", "run_dir", "loggers", "progress", "threads")
+_MAY_CHANGE = ("total_frames", "device", "resume", "run_dir", "loggers", "progress", "threads", "traceback")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +34,8 @@ class EnvConfig:
     """environment steps per action; rewards and costs are summed"""
     max_episode_steps: int | None = None
     """episode length; None keeps the environment's own"""
+    cost_keys: tuple[str, ...] = ("cost",)
+    """entries of the environment's info that are the cost signals"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +69,8 @@ class RunConfig:
     """where metrics go besides metrics.csv"""
     progress: bool = True
     """show a progress bar"""
+    traceback: bool = False
+    """show where an error came from instead of one line"""
 
 
 C = TypeVar("C", bound=RunConfig)

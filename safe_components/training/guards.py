@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from tensordict import TensorDictBase
 
 __all__ = ["require_finite"]
 
 
-def require_finite(tensordict: TensorDictBase, step: int, what: str = "frame") -> None:
+def require_finite(values: TensorDictBase | Mapping[str, float], step: int, what: str = "frame") -> None:
     """Raise if any floating-point entry holds a NaN or an infinity.
 
     Args:
-        tensordict: what was just collected or computed, of any batch size.
+        values: what was just collected or computed, of any batch size, or numbers by name.
         step: where the run is, for the message.
         what: the unit of ``step``.
 
@@ -25,7 +27,11 @@ def require_finite(tensordict: TensorDictBase, step: int, what: str = "frame") -
         Traceback (most recent call last):
         FloatingPointError: 'q' holds 1 non-finite value of 2 at update 7
     """
-    for key, value in tensordict.items(include_nested=True, leaves_only=True):
+    if isinstance(values, TensorDictBase):
+        items = values.items(include_nested=True, leaves_only=True)
+    else:
+        items = ((key, torch.as_tensor(value)) for key, value in values.items())
+    for key, value in items:
         # A sum is finite only if every term is, and is much cheaper than a mask; an overflowing
         # sum of finite terms falls through to the exact count.
         if value.is_floating_point() and not torch.isfinite(value.sum()):

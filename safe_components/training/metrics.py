@@ -15,7 +15,7 @@ __all__ = ["MetricsWriter"]
 class MetricsWriter:
     """Write one row per iteration to ``metrics.csv`` and to the loggers chosen.
 
-    The first row fixes the columns. A later row may leave columns out (empty cells), not add any.
+    Columns are those of all rows so far; a row that brings a new one has the file rewritten with it.
 
     Args:
         directory: of the run.
@@ -24,7 +24,6 @@ class MetricsWriter:
             frames of its checkpoint, since the rows after it are collected again.
 
     Raises:
-        ValueError: from :meth:`write` if a row brings a column the file does not have.
         ImportError: if a logger's package is not installed; the message names the extra.
     """
 
@@ -45,29 +44,32 @@ class MetricsWriter:
 
     def _keep(self, frames: float) -> None:
         with self.path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))
-        if not rows:
-            return
-        self._columns = rows[0]
-        at = self._columns.index("frames")
-        # A kill in mid-write may leave a last row cut short.
-        kept = [row for row in rows[1:] if len(row) == len(rows[0]) and float(row[at]) <= frames]
+            table = list(csv.DictReader(file))
+        # A kill in mid-write may leave a last row cut short: its missing cells are None.
+        whole = [row for row in table if None not in row.values()]
+        self._rewrite([row for row in whole if float(row["frames"]) <= frames])
+
+    def _rewrite(self, rows: Sequence[Mapping[str, str]]) -> None:
+        self._columns = list(dict.fromkeys([*(rows[0] if rows else ()), *self._columns]))
         partial = self.path.with_suffix(".partial")
         with partial.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([self._columns, *kept])
+            out = csv.DictWriter(file, self._columns, restval="")
+            if self._columns:
+                out.writeheader()
+            out.writerows(rows)
         partial.replace(self.path)
 
     def write(self, row: Mapping[str, float]) -> None:
         """Append a row, which must hold ``frames``, and hand it to the loggers."""
-        out = csv.writer(self._file)
-        if not self._columns:
-            self._columns = list(row)
-            out.writerow(self._columns)
-        if unknown := set(row) - set(self._columns):
-            raise ValueError(f"the columns of {self.path} are fixed by its first row; new: {sorted(unknown)}")
-        out.writerow(
-            ["" if math.isnan(row.get(key, math.nan)) else f"{row[key]:.8g}" for key in self._columns]
-        )
+        if new := [key for key in row if key not in self._columns]:
+            self._file.close()
+            with self.path.open(newline="", encoding="utf-8") as file:
+                before = list(csv.DictReader(file))
+            self._columns += new
+            self._rewrite(before)
+            self._file = self.path.open("a", newline="", encoding="utf-8")
+        cells = {key: "" if math.isnan(value) else f"{value:.8g}" for key, value in row.items()}
+        csv.DictWriter(self._file, self._columns, restval="").writerow(cells)
         self._file.flush()
         for logger in self._loggers:
             for key, value in row.items():

@@ -1,0 +1,256 @@
+"""Constrained Variational Policy Optimization (Liu et al., ICML 2022, arXiv 2201.11927).
+
+    python recipes/cvpo.py                                    # SafetyPointCircle1-v0, limit 25
+    python recipes/cvpo.py --env.id SafetyPointGoal1-v0 --cost-limit 25 --seed 1
+    python recipes/cvpo.py --resume runs/cvpo-...             # go on from the last checkpoint
+
+Alternate an E-step, which finds the best weights over sampled actions within a KL ball and the
+cost limits, and an M-step, which fits the policy to them within a trust region. Every metric
+is defined in docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Literal
+
+import torch
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.envs import RewardSum, TransformedEnv
+from torchrl.envs.transforms import MultiStepTransform
+from torchrl.objectives import SoftUpdate
+
+from safe_components import keys
+from safe_components.collectors import make_collector
+from safe_components.critics import QEnsemble, TDLoss
+from safe_components.envs import make_env
+from safe_components.estep import EStepProjector, NewtonDualSolver, ParticleSampler
+from safe_components.mstep import HardTrustRegion, MStepLoss
+from safe_components.ops import q_cost_limit
+from safe_components.policies import gaussian_policy
+from safe_components.training import (
+    Averages,
+    EpisodeStatistics,
+    Run,
+    RunConfig,
+    evaluate,
+    launch,
+    require_finite,
+    workers_ignore_interrupt,
+)
+
+
+STORED = (
+    keys.OBSERVATION,
+    keys.ACTION,
+    keys.NEXT_OBSERVATION,
+    keys.REWARD,
+    keys.COST,
+    keys.DONE,
+    keys.TERMINATED,
+    keys.TRUNCATED,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(RunConfig):
+    """CVPO. The fields below are the algorithm's; those above are shared by all recipes."""
+
+    gamma: float = 0.99
+    """discount of reward and cost"""
+    n_step: int = 3
+    """steps of the temporal-difference targets"""
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    """hidden layers of the policy and the critics"""
+    covariance: Literal["full", "diagonal"] = "full"
+    """of the Gaussian policy"""
+    buffer_size: int = 1_000_000
+    """transitions kept; no larger than total_frames is allocated"""
+    batch_size: int = 256
+    """states per update"""
+    frames_per_batch: int = 500
+    """frames collected between updates"""
+    updates_per_frame: float = 0.04
+    """updates per collected frame"""
+    warmup_frames: int = 10_000
+    """frames collected before the first update"""
+    reward_critics: int = 2
+    """ensemble size; the minimum is used"""
+    cost_critics: int = 2
+    """ensemble size"""
+    cost_aggregate: Literal["mean", "max", "conservative"] = "mean"
+    """how the cost ensemble becomes one number"""
+    critic_lr: float = 1e-3
+    """Adam's step size for the critics"""
+    policy_lr: float = 5e-4
+    """Adam's step size for the policy"""
+    polyak: float = 0.995
+    """share kept by the target networks and the reference policy at each update"""
+    num_particles: int = 16
+    """K, actions sampled per state in the E-step"""
+    epsilon: float = 0.1
+    """KL ball of the E-step, in nats"""
+    infeasible: Literal["recover", "clip"] = "recover"
+    """what the E-step does where no distribution in the ball meets the limit"""
+    m_iterations: int = 4
+    """policy steps per E-step"""
+    kl_mean: float = 0.01
+    """trust region of the mean, in nats"""
+    kl_cov: float = 0.0005
+    """trust region of the covariance, in nats"""
+    alpha_lr: float = 1e-2
+    """Adam's step size for the trust region's multipliers"""
+
+
+def main(config: Config) -> None:
+    """Train."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    device = torch.device(config.device)
+
+    # Environments. Sums over episodes come from TorchRL's RewardSum.
+    env_settings = dataclasses.asdict(config.env)
+    make = functools.partial(make_env, env_settings.pop("id"))
+    eval_env = make(**(env_settings | {"num_envs": config.eval_episodes, "num_workers": 1}))
+    observation_dim = eval_env.observation_spec[keys.OBSERVATION].shape[-1]
+    action_space = eval_env.action_spec_unbatched.space
+    num_costs = eval_env.full_reward_spec_unbatched["cost"].shape[-1]
+    action_dim = action_space.low.shape[-1]
+    if len(config.cost_limit) != num_costs:
+        raise ValueError(
+            f"cost_limit holds {len(config.cost_limit)} limits, {config.env.id} has {num_costs} costs"
+        )
+
+    # Networks. The M-step holds the reference policy, the TD losses the target critics.
+    bounds = {"action_low": action_space.low, "action_high": action_space.high}
+    hidden = {"hidden_sizes": config.hidden_sizes}
+    policy = gaussian_policy(observation_dim, **bounds, **hidden, covariance=config.covariance).to(device)
+    reward_critic = QEnsemble(observation_dim, action_dim, config.reward_critics, **hidden, **bounds).to(
+        device
+    )
+    cost_critic = QEnsemble(
+        observation_dim, action_dim, config.cost_critics, num_costs, **hidden, **bounds
+    ).to(device)
+    mstep = MStepLoss(policy, trust_region=HardTrustRegion(config.kl_mean, config.kl_cov)).to(device)
+    td = {"gamma": config.gamma, "policy_params": mstep.target_policy_params}
+    reward_td = TDLoss(reward_critic, policy, reward_key=keys.REWARD, aggregate="min", **td)
+    cost_td = TDLoss(cost_critic, policy, reward_key=keys.COST, aggregate=config.cost_aggregate, **td)
+    particles = ParticleSampler(
+        policy,
+        reward_critic,
+        cost_critic,
+        config.num_particles,
+        policy_params=mstep.target_policy_params,
+        reward_params=reward_td.target_critic_params,
+        cost_params=cost_td.target_critic_params,
+        reward_aggregate="min",
+        cost_aggregate=config.cost_aggregate,
+    )
+    # Limits are set on sums over an episode, critics estimate discounted sums: docs/cost_budget.md.
+    limits = q_cost_limit(config.cost_limit, config.gamma, eval_env.max_episode_steps)
+    estep = EStepProjector(config.epsilon, limits, NewtonDualSolver(), infeasible=config.infeasible).to(
+        device
+    )
+
+    critic_optim = torch.optim.Adam([*reward_td.parameters(), *cost_td.parameters()], lr=config.critic_lr)
+    policy_optim = torch.optim.Adam(
+        [
+            {"params": list(mstep.policy_params.values(True, True)), "lr": config.policy_lr},
+            {"params": list(mstep.trust_region.parameters()), "lr": config.alpha_lr},
+        ]
+    )
+    targets = [SoftUpdate(loss, eps=config.polyak) for loss in (reward_td, cost_td, mstep)]
+
+    size = min(config.buffer_size, config.total_frames)
+    buffer = TensorDictReplayBuffer(
+        storage=LazyTensorStorage(size, device=device), batch_size=config.batch_size
+    )
+    multi_step = MultiStepTransform(config.n_step, config.gamma, reward_keys=["reward", "cost"])
+
+    def update() -> dict[str, torch.Tensor]:
+        """One step of the critics, the E-step and the M-step."""
+        batch = buffer.sample()
+        reward_out, cost_out = reward_td(batch), cost_td(batch)
+        critic_optim.zero_grad()
+        (reward_out["loss_q"] + cost_out["loss_q"]).backward()
+        critic_optim.step()
+
+        estep(particles(batch))
+        for _ in range(config.m_iterations):
+            policy_out = mstep(batch)
+            policy_optim.zero_grad()
+            (policy_out["loss_policy"] + policy_out["loss_trust_region"]).backward()
+            policy_optim.step()
+        for target in targets:
+            target.step()
+
+        solution = estep.solution
+        return {
+            "q_reward": reward_out["q_mean"],
+            "loss_q_reward": reward_out["loss_q"],
+            "q_cost": cost_out["q_mean"],
+            "loss_q_cost": cost_out["loss_q"],
+            "eta": solution.eta,
+            "lambda": solution.lam,
+            "estep_kl": solution.kl,
+            "estep_cost": solution.expected_cost,
+            "estep_residual": solution.residual,
+            "feasible": solution.feasible,
+            "kl_mean": policy_out["kl_mean"],
+            "kl_cov": policy_out["kl_cov"],
+            "alpha_mean": policy_out["alpha_mean"],
+            "alpha_cov": policy_out["alpha_cov"],
+            "entropy": policy_out["entropy"],
+        }
+
+    components = {
+        "mstep": mstep,
+        "reward_td": reward_td,
+        "cost_td": cost_td,
+        "estep": estep,
+        "critic_optim": critic_optim,
+        "policy_optim": policy_optim,
+        "buffer": buffer,
+    }
+    with Run(config, "cvpo", **components) as run:
+        with workers_ignore_interrupt():
+            # A resumed run draws new episodes: the environments' states are not saved.
+            env = TransformedEnv(
+                make(**env_settings, seed=config.seed + run.frames),
+                RewardSum(in_keys=["reward", "cost"], out_keys=["episode_reward", "episode_cost"]),
+            )
+        collector = make_collector(
+            env, policy, frames_per_batch=config.frames_per_batch, policy_device=device
+        )
+        averages, episodes = Averages(), EpisodeStatistics(config.cost_limit)
+        updates_owed = 0.0
+        for batch in collector:
+            since = run.frames
+            run.advance(batch.numel() * config.env.frame_skip)
+            require_finite(batch, run.frames)
+            episodes.add(batch)
+            buffer.extend(multi_step.inv(batch.select(*STORED)).reshape(-1))
+            if run.frames > config.warmup_frames:
+                updates_owed += (run.frames - since) * config.updates_per_frame
+                while updates_owed >= 1:
+                    averages.add(update())
+                    updates_owed -= 1
+                collector.update_policy_weights_()
+            if run.due(config.log_interval, since) or run.finished:
+                learned = averages.pop()
+                require_finite(learned, run.frames)
+                row = episodes.pop() | learned
+                if run.due(config.eval_interval, since) or run.finished:
+                    row |= evaluate(policy, eval_env, config.eval_episodes, seed=config.seed)
+                run.log(run.frames, row, shown=("episode_reward", "episode_cost", "lambda", "eta", "kl_mean"))
+            if run.due(config.checkpoint_interval, since):
+                run.save()
+            if run.finished:
+                break
+        collector.shutdown()
+
+
+if __name__ == "__main__":
+    launch(main, Config)

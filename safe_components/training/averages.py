@@ -1,0 +1,99 @@
+"""Averages between two rows of metrics, reduced without waiting for the device at each step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from tensordict import TensorDictBase
+
+__all__ = ["Averages", "EpisodeStatistics", "episode_summary"]
+
+
+class Averages:
+    """Running means of scalar tensors, summed where they live and read once.
+
+    Example:
+        >>> averages = Averages()
+        >>> averages.add({"loss": torch.tensor(1.0)})
+        >>> averages.add({"loss": torch.tensor(2.0)})
+        >>> averages.pop()
+        {'loss': 1.5}
+        >>> averages.pop()
+        {}
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Add one value of each name; tensors of several elements are averaged."""
+        for name, value in values.items():
+            value = value.detach().to(torch.float64).mean()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def pop(self) -> dict[str, float]:
+        """The means since the last call, as numbers; this is where the device is waited for."""
+        if not self._sums:
+            return {}
+        names = list(self._sums)
+        sums = torch.stack([self._sums[name] for name in names]).tolist()
+        means = {name: total / self._counts[name] for name, total in zip(names, sums, strict=True)}
+        self._sums, self._counts = {}, {}
+        return means
+
+
+def episode_summary(
+    reward: torch.Tensor, cost: torch.Tensor, limits: Sequence[float], prefix: str = "episode"
+) -> dict[str, float]:
+    """Means over episodes, by the names ``metrics.csv`` uses; NaN where there is no episode.
+
+    Args:
+        reward: undiscounted sums, [n].
+        cost: undiscounted sums, [n, m].
+        limits: of the episodic cost, m numbers.
+        prefix: "episode" for training, "eval" for the deterministic policy.
+
+    Returns:
+        ``<prefix>_reward``, ``<prefix>_cost`` (then ``_cost_1``, ... for further signals) and
+        ``<prefix>_violation_rate``, the share of episodes over any limit.
+
+    Example:
+        >>> episode_summary(torch.tensor([1.0, 3.0]), torch.tensor([[20.0], [40.0]]), limits=[25.0])
+        {'episode_reward': 2.0, 'episode_cost': 30.0, 'episode_violation_rate': 0.5}
+    """
+    columns = [f"{prefix}_reward", f"{prefix}_cost"] + [f"{prefix}_cost_{i}" for i in range(1, len(limits))]
+    over = (cost > torch.as_tensor(limits, dtype=cost.dtype)).any(-1).to(cost.dtype)
+    means = torch.cat([reward[:, None], cost, over[:, None]], -1).mean(0).tolist()
+    return dict(zip([*columns, f"{prefix}_violation_rate"], means, strict=True))
+
+
+class EpisodeStatistics:
+    """Means over the episodes that ended since the last row.
+
+    Reads ``("next", "done")``, ``("next", "episode_reward")`` and ``("next", "episode_cost")`` as
+    TorchRL's ``RewardSum`` writes them.
+
+    Args:
+        limits: of the episodic cost, one per cost signal.
+    """
+
+    def __init__(self, limits: Sequence[float]) -> None:
+        self._limits = tuple(limits)
+        self._ended = [torch.empty(0, 1 + len(self._limits))]
+
+    def add(self, batch: TensorDictBase) -> None:
+        """Take the episodes that end within ``batch`` (of any batch size)."""
+        step = batch["next"]
+        done = step["done"].squeeze(-1)
+        ended = torch.cat([step["episode_reward"][done], step["episode_cost"][done]], -1)
+        if ended.shape[0]:
+            self._ended.append(ended.cpu())
+
+    def pop(self) -> dict[str, float]:
+        """The summary of these episodes (see :func:`episode_summary`) and ``episodes``, their number."""
+        table = torch.cat(self._ended)
+        self._ended = self._ended[:1]
+        return episode_summary(table[:, 0], table[:, 1:], self._limits) | {"episodes": float(len(table))}
