@@ -1,0 +1,199 @@
+"""An ensemble of Q networks that scores many actions per state without repeating the state."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+# In-place twins, used where no gradient is recorded: they save a pass over the activations.
+_IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
+    nn.ReLU: torch.relu_,
+    nn.Tanh: torch.tanh_,
+    nn.Sigmoid: torch.sigmoid_,
+}
+# Rows of activations that a block holds when no gradient is recorded on a CPU: [2048, 256] float32 is 2 MB,
+# which stays in cache between the passes over it.
+_BLOCK_ROWS = 2048
+
+
+class QEnsemble(nn.Module):
+    """``Q_e(s, a)`` for ``num_members`` independent multi-layer perceptrons ``e`` on ``[s, a]``.
+
+    The first layer is split, ``W [s, a] + b = (W_s s + b) + W_a a``: the bracket is computed once per
+    state and added to the part of each of its ``K`` actions, so states are never repeated. The members'
+    weights are stacked and multiplied in one batched product. Values equal those of separate networks on
+    ``[s, a]``, and the initial weights are drawn like `torch.nn.Linear`'s, for each member anew.
+
+    Given ``action_low`` and ``action_high``, actions are clamped to them first, because environments execute
+    the clamped action: Q is then exactly constant beyond the bounds, and its gradient there is zero.
+
+    Args:
+        obs_dim: ``o``.
+        action_dim: ``a``.
+        num_members: ``E``.
+        num_outputs: values per member, for instance one per cost signal.
+        hidden_sizes: width of each hidden layer, at least one.
+        action_low: ``[a]`` lower bounds, or None for no clamp.
+        action_high: ``[a]`` upper bounds, or None for no clamp.
+        activation: module class between the layers.
+
+    Raises:
+        ValueError: if a size is below 1, or the bounds do not match.
+
+    Example:
+        >>> import torch
+        >>> critic = QEnsemble(obs_dim=3, action_dim=2, num_members=4, hidden_sizes=(16, 16))
+        >>> critic(torch.randn(5, 3), torch.randn(5, 2)).shape  # one action per state
+        torch.Size([4, 5, 1])
+        >>> critic(torch.randn(5, 3), torch.randn(5, 64, 2)).shape  # 64 particles per state
+        torch.Size([4, 5, 64, 1])
+    """
+
+    action_low: Tensor | None
+    action_high: Tensor | None
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        num_members: int,
+        num_outputs: int = 1,
+        hidden_sizes: Sequence[int] = (256, 256),
+        action_low: Sequence[float] | Tensor | None = None,
+        action_high: Sequence[float] | Tensor | None = None,
+        activation: type[nn.Module] = nn.ReLU,
+    ) -> None:
+        super().__init__()
+        sizes = {"obs_dim": obs_dim, "action_dim": action_dim, "num_members": num_members}
+        sizes |= {"num_outputs": num_outputs, "len(hidden_sizes)": len(hidden_sizes)}
+        sizes |= {f"hidden_sizes[{i}]": width for i, width in enumerate(hidden_sizes)}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name}={size} must be at least 1")
+        self.obs_dim, self.action_dim = obs_dim, action_dim
+        self.num_members, self.num_outputs = num_members, num_outputs
+        low, high = _bounds(action_low, action_high, action_dim)
+        self.register_buffer("action_low", low)
+        self.register_buffer("action_high", high)
+        self.activation = activation()
+        self._activate_: Callable[[Tensor], Tensor] = _IN_PLACE.get(activation, self.activation)
+
+        # All parameters live on this one module, [E, in, out]: swapping them in and out is one dictionary.
+        width = hidden_sizes[0]
+        first = _linear_init(num_members, obs_dim + action_dim, width)
+        self.weight_observation = nn.Parameter(first[0][:, :obs_dim].clone())
+        self.weight_action = nn.Parameter(first[0][:, obs_dim:].clone())
+        self.bias_0 = nn.Parameter(first[1])
+        self.num_layers = len(hidden_sizes) + 1
+        for i, (fan_in, fan_out) in enumerate(itertools.pairwise([*hidden_sizes, num_outputs]), start=1):
+            weight, bias = _linear_init(num_members, fan_in, fan_out)
+            self.register_parameter(f"weight_{i}", nn.Parameter(weight))
+            self.register_parameter(f"bias_{i}", nn.Parameter(bias))
+
+    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+        """Values ``[E, ..., (K,) num_outputs]`` of ``action [..., (K,) a]`` in ``observation [..., o]``.
+
+        Raises:
+            ValueError: if the shapes do not fit together or the last sizes are not ``o`` and ``a``.
+        """
+        lead = observation.shape[:-1]
+        many = action.ndim == observation.ndim + 1
+        if (
+            observation.shape[-1] != self.obs_dim
+            or action.shape[-1] != self.action_dim
+            or action.shape[: len(lead)] != lead
+            or action.ndim - observation.ndim not in (0, 1)
+        ):
+            raise ValueError(
+                f"observation [..., {self.obs_dim}] and action [..., {self.action_dim}] or "
+                f"[..., K, {self.action_dim}] with the same leading sizes are needed, got "
+                f"{tuple(observation.shape)} and {tuple(action.shape)}"
+            )
+        if self.action_low is not None:
+            action = torch.clamp(action, self.action_low, self.action_high)
+        states = math.prod(lead)
+        per_state = action.shape[-2] if many else 1
+        observation = observation.reshape(states, self.obs_dim)
+        action = action.reshape(states, per_state, self.action_dim)
+        on_cpu = observation.device.type == "cpu"
+        if on_cpu and states * per_state > _BLOCK_ROWS and not torch.is_grad_enabled():
+            value = self._forward_blocked(observation, action)
+        else:
+            value = self._forward_batched(observation, action)
+        return value.view(self.num_members, *lead, *((per_state,) if many else ()), self.num_outputs)
+
+    def _state_part(self, observation: Tensor) -> Tensor:
+        """``W_s s + b``: ``[B, o]`` to ``[E, B, h]``."""
+        stacked = observation.expand(self.num_members, *observation.shape)
+        return torch.baddbmm(self.bias_0, stacked, self.weight_observation)
+
+    def _forward_batched(self, observation: Tensor, action: Tensor) -> Tensor:
+        """All members and rows in one product a layer: ``[E, B, K, num_outputs]``."""
+        act = self.activation if torch.is_grad_enabled() else self._activate_
+        members, (states, per_state) = self.num_members, action.shape[:2]
+        state_part = self._state_part(observation)
+        rows = action.reshape(1, states * per_state, self.action_dim).expand(members, -1, -1)
+        if per_state == 1:
+            x = act(torch.baddbmm(state_part, rows, self.weight_action))
+        else:
+            x = torch.bmm(rows, self.weight_action).view(members, states, per_state, -1)
+            # Adding in place is safe: a product's backward pass does not read its result.
+            x = act(x.add_(state_part.unsqueeze(2))).view(members, states * per_state, -1)
+        for i in range(1, self.num_layers):
+            x = torch.baddbmm(getattr(self, f"bias_{i}"), x, getattr(self, f"weight_{i}"))
+            if i < self.num_layers - 1:
+                x = act(x)
+        return x
+
+    def _forward_blocked(self, observation: Tensor, action: Tensor) -> Tensor:
+        """As `_forward_batched` without gradients, a cache-sized block of states at a time."""
+        act = self._activate_
+        states, per_state = action.shape[:2]
+        step = max(1, _BLOCK_ROWS // per_state)
+        state_part = self._state_part(observation)
+        value = action.new_empty(self.num_members, states, per_state, self.num_outputs)
+        layers = [
+            (getattr(self, f"weight_{i}"), getattr(self, f"bias_{i}")) for i in range(1, self.num_layers)
+        ]
+        # One buffer a hidden layer, reused by every block: fresh ones would cost page faults.
+        buffers = [action.new_empty(step * per_state, weight.shape[1]) for weight, _ in layers]
+        for e in range(self.num_members):
+            for start in range(0, states, step):
+                block = slice(start, min(start + step, states))
+                rows = action[block].flatten(0, 1)
+                x = torch.mm(rows, self.weight_action[e], out=buffers[0][: len(rows)])
+                x.view(-1, per_state, x.shape[1]).add_(state_part[e, block].unsqueeze(1))
+                for i, (weight, bias) in enumerate(layers, start=1):
+                    x = act(x)
+                    last = i == len(layers)
+                    out = value[e, block].flatten(0, 1) if last else buffers[i][: len(rows)]
+                    x = torch.addmm(bias[e], x, weight[e], out=out)
+        return value
+
+
+def _linear_init(num_members: int, fan_in: int, fan_out: int) -> tuple[Tensor, Tensor]:
+    """Weight ``[E, fan_in, fan_out]`` and bias ``[E, 1, fan_out]``, uniform on ``±1/sqrt(fan_in)``."""
+    bound = 1.0 / math.sqrt(fan_in)
+    weight = torch.empty(num_members, fan_in, fan_out).uniform_(-bound, bound)
+    return weight, torch.empty(num_members, 1, fan_out).uniform_(-bound, bound)
+
+
+def _bounds(
+    low: Sequence[float] | Tensor | None, high: Sequence[float] | Tensor | None, action_dim: int
+) -> tuple[Tensor | None, Tensor | None]:
+    if low is None and high is None:
+        return None, None
+    if low is None or high is None:
+        raise ValueError("action_low and action_high must both be given, or neither")
+    dtype = torch.get_default_dtype()
+    low_t, high_t = torch.as_tensor(low, dtype=dtype), torch.as_tensor(high, dtype=dtype)
+    if low_t.shape != (action_dim,) or high_t.shape != (action_dim,) or not bool((low_t < high_t).all()):
+        raise ValueError(
+            f"action_low and action_high must be [{action_dim}] with low < high, got {low_t.tolist()} "
+            f"and {high_t.tolist()}"
+        )
+    return low_t.clone(), high_t.clone()
