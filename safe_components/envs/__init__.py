@@ -1,1 +1,7 @@
 """Environments whose steps write ``reward`` [..., 1] and ``cost`` [..., m]."""
+
+from safe_components.envs.gymnasium_batch import GymnasiumBatch
+from safe_components.envs.make_env import make_env
+from safe_components.envs.point_circle import PointCircle
+
+__all__ = ["GymnasiumBatch", "PointCircle", "make_env"]

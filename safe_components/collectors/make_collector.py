@@ -1,0 +1,131 @@
+"""One factory over TorchRL's collectors: in this process, in several, or over Ray."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tensordict.nn import TensorDictModuleBase
+from torchrl.envs import EnvBase
+
+with warnings.catch_warnings():
+    # Importing TorchRL's collectors warns about one of TorchRL's own classes.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from torchrl.collectors import BaseCollector, Collector, MultiAsyncCollector, MultiSyncCollector
+
+_BACKENDS = ("process", "ray")
+
+
+def make_collector(
+    make_env_fn: Callable[[], EnvBase],
+    policy: TensorDictModuleBase | Callable[..., Any] | None,
+    *,
+    frames_per_batch: int,
+    total_frames: int = -1,
+    num_workers: int = 0,
+    backend: Literal["process", "ray"] = "process",
+    sync: bool = True,
+    device: torch.device | str | None = None,
+    seed: int | None = None,
+    **kwargs: Any,
+) -> BaseCollector:
+    """A TorchRL collector: iterate over it for batches of ``frames_per_batch`` environment steps.
+
+    | num_workers | backend | sync | what it is |
+    |---|---|---|---|
+    | 0 | process | - | ``Collector``: environment and policy in this process |
+    | ≥ 1 | process | True | ``MultiSyncCollector``: a batch waits for every worker |
+    | ≥ 1 | process | False | ``MultiAsyncCollector``: batches of one worker, as they come |
+    | ≥ 1 | ray | either | ``RayCollector``: workers on a Ray cluster |
+
+    Each worker holds its own environment and its own copy of the policy: after an update call
+    ``collector.update_policy_weights_()``. In this process the policy shares its parameters with the
+    collector and needs no update.
+
+    **Seeds.** With no worker, ``seed`` seeds the environment; the policy samples from torch's global
+    generator as everywhere. With workers, worker i gets
+    ``numpy.random.SeedSequence(seed).generate_state(num_workers)[i]`` for its environment and for its own
+    global torch generator; without ``seed``, fresh entropy.
+
+    Args:
+        make_env_fn: called without arguments in each worker; picklable where there are workers, for example
+            ``functools.partial(make_env, "SafetyPointCircle1-v0", num_envs=8)``.
+        policy: maps a TensorDict with an observation to one with an action; None acts at random.
+        frames_per_batch: environment steps in a batch over all copies and workers.
+        total_frames: environment steps after which iteration ends; −1 for never.
+        num_workers: 0 for this process, else the number of workers.
+        backend: ``"process"`` or ``"ray"``.
+        sync: whether a batch waits for every worker.
+        device: where environment, policy and batches are; None leaves each where it is.
+        seed: see above.
+        kwargs: handed to the TorchRL class.
+
+    Raises:
+        ValueError: a number outside its range, or an environment seeded alike in every worker.
+        ImportError: Ray asked for but not installed.
+
+    Example:
+        >>> import functools
+        >>> from torchrl.envs import PendulumEnv
+        >>> collector = make_collector(PendulumEnv, None, frames_per_batch=20, total_frames=40, seed=0)
+        >>> [batch.numel() for batch in collector]
+        [20, 20]
+    """
+    if not callable(make_env_fn) or isinstance(make_env_fn, EnvBase):
+        raise ValueError(
+            "make_env_fn must be a function that returns an environment, such as functools.partial(make_env, id); "
+            f"got {type(make_env_fn).__name__}"
+        )
+    if backend not in _BACKENDS:
+        raise ValueError(f"backend must be one of {_BACKENDS}, got {backend!r}")
+    if isinstance(num_workers, bool) or not isinstance(num_workers, int) or num_workers < 0:
+        raise ValueError(f"num_workers must be an integer of at least 0, got {num_workers!r}")
+    if frames_per_batch < 1:
+        raise ValueError(f"frames_per_batch must be at least 1, got {frames_per_batch!r}")
+    if total_frames != -1 and total_frames < frames_per_batch:
+        raise ValueError(
+            f"total_frames must be -1 or at least frames_per_batch {frames_per_batch}, got {total_frames!r}"
+        )
+    options = {"frames_per_batch": frames_per_batch, "total_frames": total_frames, "device": device, **kwargs}
+    if num_workers == 0:
+        if backend != "process" or not sync:
+            raise ValueError(f"backend={backend!r}, sync={sync} needs num_workers of at least 1")
+        return Collector(functools.partial(_seeded, make_env_fn, seed), policy, **options)
+
+    if num_workers > 1 and _own_seed(make_env_fn) is not None:
+        raise ValueError(
+            f"make_env_fn fixes seed={_own_seed(make_env_fn)}, so every worker would collect the same episodes: "
+            "leave the seed out there and pass it to make_collector(seed=...)"
+        )
+    states = np.random.SeedSequence(seed).generate_state(num_workers)
+    factories = [functools.partial(_in_worker, make_env_fn, int(state)) for state in states]
+    if backend == "ray":
+        if importlib.util.find_spec("ray") is None:
+            raise ImportError("backend='ray' needs Ray: pip install 'safe_components[ray]'")
+        return Collector(factories, policy, backend="ray", sync=sync, **options)
+    cls = MultiSyncCollector if sync else MultiAsyncCollector
+    if sync:
+        options.setdefault("cat_results", "stack")
+    return cls(factories, policy, **options)
+
+
+def _own_seed(make_env_fn: Callable[[], EnvBase]) -> int | None:
+    return getattr(make_env_fn, "keywords", {}).get("seed")
+
+
+def _seeded(make_env_fn: Callable[[], EnvBase], seed: int | None) -> EnvBase:
+    env = make_env_fn()
+    if seed is not None:
+        env.set_seed(seed)
+    return env
+
+
+def _in_worker(make_env_fn: Callable[[], EnvBase], seed: int) -> EnvBase:
+    # A forked worker would start from its parent's generator and act like its neighbours.
+    torch.manual_seed(seed)
+    return _seeded(make_env_fn, seed)

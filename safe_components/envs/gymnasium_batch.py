@@ -1,0 +1,277 @@
+"""Several Gymnasium environments of one kind, stepped in one process as one TorchRL environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import Bounded, Categorical, Composite, OneHot, TensorSpec, Unbounded
+from torchrl.envs import EnvBase
+
+from safe_components import keys
+from safe_components.envs.gymnasium_step import CostReader, probe_costs
+
+
+class GymnasiumBatch(EnvBase):
+    r"""N copies of a constrained Gymnasium environment as one batch.
+
+    One call steps the copies one after the other and writes one TensorDict, so TorchRL's own cost
+    per step and the policy's forward are paid once for N environment steps:
+
+    | key | shape | dtype |
+    |---|---|---|
+    | ``observation`` | [N, o] | float32, flattened |
+    | ``action`` | [N, a] | float32; one-hot for a discrete action space |
+    | ``("next", "reward")`` | [N, 1] | float32, summed over ``frame_skip`` |
+    | ``("next", "cost")`` | [N, m] | float32, summed over ``frame_skip`` |
+    | ``("next", "terminated" / "truncated" / "done")`` | [N, 1] | bool |
+
+    With N = 1 the leading axis is left out. Every step writes into fresh memory: what was collected
+    is never overwritten by a later step.
+
+    **Actions** outside the bounds of the action space are *executed* clipped to them, since a Gaussian
+    policy samples outside; the stored action stays as sampled. A discrete action is the argmax.
+
+    **Seeds.** With N = 1 the environment is seeded by ``seed`` itself, as in ``env.reset(seed=seed)``;
+    with N > 1, copy i by ``numpy.random.SeedSequence(seed).generate_state(N)[i]``, because
+    environments whose episodes count their seed upwards would meet each other's episodes under
+    ``seed + i``. The seed is applied at the next reset; later episodes continue the random stream.
+    Without a seed, fresh entropy of the operating system is drawn, in every process.
+
+    Args:
+        make: called without arguments, returns one ``gymnasium.Env`` whose ``step`` returns 5 values, or
+            6 with the cost in third place.
+        num_envs: N ≥ 1.
+        device: where the tensors are put; the environments themselves run on the CPU.
+        seed: see above.
+        frame_skip: raw steps per step, ≥ 1; stops early where an episode ends.
+        cost_keys: the entries of ``info`` that make up the m costs, in this order. ``("cost",)`` means the
+            step's own cost where ``step`` returns 6 values.
+
+    Raises:
+        ValueError: no cost in a step (one step is tried at construction), or a space that is not supported.
+        FloatingPointError: an action, observation, reward or cost that is not finite; names the key, the copy
+            and its step.
+
+    Example:
+        >>> import gymnasium
+        >>> class Corridor(gymnasium.Env):
+        ...     observation_space = gymnasium.spaces.Box(-9, 9, (1,))
+        ...     action_space = gymnasium.spaces.Box(-1, 1, (1,))
+        ...     def reset(self, *, seed=None, options=None):
+        ...         super().reset(seed=seed)
+        ...         self.x = self.np_random.uniform(-0.5, 0.5, 1)
+        ...         return self.x, {}
+        ...     def step(self, action):
+        ...         self.x = self.x + action
+        ...         return self.x, float(self.x[0]), False, False, {"cost": int(self.x[0] > 1)}
+        >>> env = GymnasiumBatch(Corridor, num_envs=3, seed=0)
+        >>> rollout = env.rollout(5)
+        >>> rollout["next", "cost"].shape
+        torch.Size([3, 5, 1])
+    """
+
+    # Without this, TorchRL would append a FrameSkipTransform and skip twice.
+    _has_frame_skip = True
+
+    def __init__(
+        self,
+        make: Callable[[], gymnasium.Env],
+        *,
+        num_envs: int = 1,
+        device: torch.device | str = "cpu",
+        seed: int | None = None,
+        frame_skip: int = 1,
+        cost_keys: Sequence[str] = ("cost",),
+    ) -> None:
+        check_counts(num_envs=num_envs, frame_skip=frame_skip)
+        super().__init__(device=torch.device(device), batch_size=[num_envs] if num_envs > 1 else [])
+        self._envs = [make() for _ in range(num_envs)]
+        self.num_envs = num_envs
+        self.frame_skip = frame_skip
+        first = self._envs[0]
+        self._read_observation = _observation_reader(first.observation_space)
+        self._observation_size = spaces.flatdim(first.observation_space)
+        try:
+            self._cost: CostReader = probe_costs(first, tuple(cost_keys))
+        except BaseException:
+            self.close()
+            raise
+        self._set_specs(first.action_space)
+        self._packed = np.zeros((num_envs, self._observation_size), np.float32)
+        self._flags = np.zeros((num_envs, 2), bool)
+        self._steps = np.zeros(num_envs, np.int64)
+        self._started = False
+        self._seeds: list[int | None] = [None] * num_envs
+        self.set_seed(seed)
+
+    def _set_specs(self, action_space: spaces.Space) -> None:
+        batch, device = self.batch_size, self.device
+        self.observation_spec = Composite(
+            {
+                keys.OBSERVATION: Unbounded(
+                    (*batch, self._observation_size), dtype=torch.float32, device=device
+                )
+            },
+            shape=batch,
+        )
+        self.action_spec, self._read_action = _action_spec(action_space, batch, device)
+        self.reward_spec = Composite(
+            reward=Unbounded((*batch, 1), dtype=torch.float32, device=device),
+            cost=Unbounded((*batch, self._cost.size), dtype=torch.float32, device=device),
+            shape=batch,
+        )
+        flag = Categorical(2, shape=(*batch, 1), dtype=torch.bool, device=device)
+        self.done_spec = Composite(done=flag.clone(), terminated=flag.clone(), truncated=flag, shape=batch)
+
+    @property
+    def reward_key(self) -> str:
+        """``"reward"``: the cost stands beside it in ``full_reward_spec``."""
+        return "reward"
+
+    @property
+    def envs(self) -> tuple[gymnasium.Env, ...]:
+        """The N environments."""
+        return tuple(self._envs)
+
+    def _set_seed(self, seed: int | None) -> None:
+        if seed is None or self.num_envs > 1:
+            self._seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(self.num_envs)]
+        else:
+            self._seeds = [int(seed)]
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        n, size = self.num_envs, self._observation_size
+        given = tensordict.get(keys.ACTION)
+        actions = self._read_action(given.detach().cpu().numpy().reshape(n, -1))
+        mask = tensordict.get("_step", None)  # set by rollouts in which some copies have ended
+        active = range(n) if mask is None else np.flatnonzero(mask.cpu().numpy()).tolist()
+        packed = np.zeros((n, size + 1 + self._cost.size), np.float32)
+        flags = np.zeros((n, 2), bool)
+        if mask is not None:
+            packed[:, :size], flags[:] = self._packed[:, :size], self._flags
+        read, cost_of = self._read_observation, self._cost
+        for i in active:
+            env, row, flag = self._envs[i], packed[i], flags[i]
+            flag[:] = False
+            for _ in range(self.frame_skip):
+                result = env.step(actions[i])
+                self._steps[i] += 1
+                row[size] += result[1]
+                row[size + 1 :] += cost_of(result)
+                if result[-3] or result[-2]:
+                    break
+            row[:size] = read(result[0])
+            flag[0], flag[1] = result[-3], result[-2]
+        self._check_finite(packed)
+        self._packed, self._flags = packed, flags
+        return self._tensordict(packed, flags, step=True)
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        chosen = range(self.num_envs) if mask is None else np.flatnonzero(mask.cpu().numpy()).tolist()
+        if not self._started and len(chosen) < self.num_envs:
+            raise RuntimeError(
+                "the first reset must reset every environment: call env.reset() without '_reset'"
+            )
+        packed = self._packed[:, : self._observation_size].copy()
+        flags = self._flags.copy()
+        for i in chosen:
+            seed, self._seeds[i] = self._seeds[i], None
+            observation, _ = self._envs[i].reset(seed=seed, **kwargs)
+            packed[i] = self._read_observation(observation)
+            flags[i] = False
+            self._steps[i] = 0
+        self._started = True
+        self._check_finite(packed)
+        self._packed, self._flags = packed, flags
+        return self._tensordict(packed, flags, step=False)
+
+    def _tensordict(self, packed: np.ndarray, flags: np.ndarray, *, step: bool) -> TensorDict:
+        values, ended = torch.from_numpy(packed), torch.from_numpy(flags)
+        if self.device.type != "cpu":
+            values, ended = values.to(self.device), ended.to(self.device)
+        if not self.batch_size:
+            values, ended = values[0], ended[0]
+        size = self._observation_size
+        source = {
+            "observation": values[..., :size],
+            "terminated": ended[..., :1],
+            "truncated": ended[..., 1:],
+            "done": ended.any(-1, keepdim=True),
+        }
+        if step:
+            source["reward"], source["cost"] = values[..., size : size + 1], values[..., size + 1 :]
+        return TensorDict(source, batch_size=self.batch_size, device=self.device)
+
+    def _check_finite(self, packed: np.ndarray) -> None:
+        if np.isfinite(packed).all():
+            return
+        row, column = (int(i) for i in np.argwhere(~np.isfinite(packed))[0])
+        size = self._observation_size
+        key = "observation" if column < size else "reward" if column == size else "cost"
+        raise FloatingPointError(
+            f"{key} is {packed[row, column]} in environment {row} of {self.num_envs} "
+            f"at step {self._steps[row]} of its episode"
+        )
+
+    def render(self) -> Any:
+        """The first copy's ``render()``; needs a ``render_mode`` at construction."""
+        return self._envs[0].render()
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Close every copy."""
+        for env in self._envs:
+            env.close()
+        super().close(raise_if_closed=raise_if_closed)
+
+
+def check_counts(**counts: int) -> None:
+    """Raise ValueError for the first count that is not an integer of at least 1."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+def _observation_reader(space: spaces.Space) -> Callable[[Any], Any]:
+    if isinstance(space, spaces.Box):
+        return (lambda x: x) if len(space.shape) == 1 else np.ravel
+    if not space.is_np_flattenable:
+        raise ValueError(
+            f"observation space {space} cannot be flattened into one vector of fixed length; "
+            "wrap the environment with gymnasium.wrappers.TransformObservation"
+        )
+    return lambda x: spaces.flatten(space, x)
+
+
+def _action_spec(
+    space: spaces.Space, batch: torch.Size, device: torch.device
+) -> tuple[TensorSpec, Callable[[np.ndarray], Any]]:
+    """The TorchRL spec of an action space, and what turns [N, a] float32 into N actions to execute."""
+    if isinstance(space, spaces.Discrete):
+        n, start = int(space.n), int(space.start)
+        spec = OneHot(n, shape=(*batch, n), dtype=torch.float32, device=device)
+        return spec, lambda x: (_finite_action(x).argmax(-1) + start).tolist()
+    if not isinstance(space, spaces.Box):
+        raise ValueError(f"action space {space} is not supported: use a Box or a Discrete space")
+    low, high = space.low.reshape(-1), space.high.reshape(-1)
+    shape, dtype = (-1, *space.shape), space.dtype
+    bounds = [torch.as_tensor(b, dtype=torch.float32, device=device).expand(*batch, -1) for b in (low, high)]
+    spec = (
+        Bounded(*bounds, shape=(*batch, low.size), dtype=torch.float32, device=device)
+        if np.isfinite(low).all() and np.isfinite(high).all()
+        else Unbounded((*batch, low.size), dtype=torch.float32, device=device)
+    )
+    return spec, lambda x: np.clip(_finite_action(x), low, high).astype(dtype, copy=False).reshape(shape)
+
+
+def _finite_action(actions: np.ndarray) -> np.ndarray:
+    if not np.isfinite(actions).all():
+        row = int(np.argwhere(~np.isfinite(actions))[0, 0])
+        raise FloatingPointError(f"action of environment {row} is not finite: {actions[row].tolist()}")
+    return actions

@@ -1,0 +1,194 @@
+"""PointCircle: a batched, pure-torch Circle task with walls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from safe_components import keys
+from safe_components.envs.gymnasium_batch import check_counts
+
+COSTS = ("walls", "speed")
+
+
+class PointCircle(EnvBase):
+    r"""Run around a circle as fast as possible, without leaving the band between two walls.
+
+    A point mass with position p = (x, y) [m] and velocity v [m/s] accelerates by an action a ∈ [−1, 1]²
+    times ``acceleration`` [m/s²], against a drag of ``drag`` · v [1/s]. With ρ = exp(−drag·dt) and
+    u = a · acceleration / drag (the terminal velocity) the motion over a step of ``dt`` seconds is exact:
+
+        v' = u + (v − u) ρ,       p' = p + u dt + (v − u) (1 − ρ) / drag
+
+    so t steps of one action end in v_t = u + (v₀ − u) ρᵗ, p_t = p₀ + u t dt + (v₀ − u)(1 − ρᵗ) / drag.
+    Reward and costs of a step are those of the state reached:
+
+        reward = (x·v_y − y·v_x) / |p| / (1 + | |p| − radius |)     [m/s, counter-clockwise]
+        cost "walls" = 1 where |x| > x_lim, else 0;      cost "speed" = 1 where |v| > speed_limit, else 0
+
+    An episode starts at rest, uniformly in the square |x|, |y| ≤ x_lim / 2, and is truncated after
+    ``episode_length`` steps; it never terminates. The observation is (x, y, v_x, v_y). Actions outside
+    the bounds are executed clipped to them, the stored action stays as sampled.
+
+    Args:
+        num_envs: copies N; the batch size is [N], or [] for one copy.
+        device: any torch device; a step needs no synchronisation with the host.
+        seed: of the starting positions; None draws one.
+        costs: which of ``"walls"``, ``"speed"`` make up the m costs, in this order.
+        frame_skip: motions per step; reward and cost are summed.
+        episode_length: motions per episode, a multiple of ``frame_skip``.
+        radius: of the circle [m].
+        x_lim: distance of the walls from the centre [m].
+        speed_limit: [m/s].
+        acceleration: largest acceleration along each axis [m/s²].
+        drag: damping rate [1/s].
+        dt: seconds per motion.
+        dtype: of observation and action; reward and cost are always float32.
+
+    Raises:
+        ValueError: a number outside its range, or an unknown cost.
+        FloatingPointError: an action that is not finite.
+
+    Example:
+        >>> env = PointCircle(num_envs=4, seed=0)
+        >>> rollout = env.rollout(200)
+        >>> rollout["next", "cost"].shape, bool(rollout["next", "truncated"][:, -1].all())
+        (torch.Size([4, 200, 1]), True)
+    """
+
+    # Without this, TorchRL would append a FrameSkipTransform and skip twice.
+    _has_frame_skip = True
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        device: torch.device | str = "cpu",
+        seed: int | None = None,
+        costs: Sequence[str] = ("walls",),
+        frame_skip: int = 1,
+        episode_length: int = 200,
+        radius: float = 1.0,
+        x_lim: float = 0.7,
+        speed_limit: float = 1.0,
+        acceleration: float = 2.0,
+        drag: float = 1.0,
+        dt: float = 0.05,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        check_counts(num_envs=num_envs, frame_skip=frame_skip, episode_length=episode_length)
+        if episode_length % frame_skip:
+            raise ValueError(f"episode_length {episode_length} must be a multiple of frame_skip {frame_skip}")
+        lengths = {"radius": radius, "x_lim": x_lim, "speed_limit": speed_limit, "acceleration": acceleration}
+        for name, value in {**lengths, "drag": drag, "dt": dt}.items():
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a positive number, got {value!r}")
+        unknown = [cost for cost in costs if cost not in COSTS]
+        if unknown or not costs:
+            raise ValueError(f"costs must be some of {COSTS}, got {tuple(costs)!r}")
+        super().__init__(device=torch.device(device), batch_size=[num_envs] if num_envs > 1 else [])
+        self.num_envs, self.frame_skip, self.episode_length = num_envs, frame_skip, episode_length
+        self.costs, self.radius, self.x_lim, self.speed_limit = tuple(costs), radius, x_lim, speed_limit
+        decay = math.exp(-drag * dt)
+        reach = (1 - decay) / drag
+        terminal = acceleration / drag
+        eye = torch.eye(2, dtype=torch.float64)
+        zero = torch.zeros(2, 2, dtype=torch.float64)
+        options = {"device": self.device, "dtype": dtype}
+        self._drift = torch.cat([torch.cat([eye, zero], 1), torch.cat([reach * eye, decay * eye], 1)]).to(
+            **options
+        )
+        self._push = terminal * torch.cat([(dt - reach) * eye, (1 - decay) * eye], 1)
+        self._push = self._push.to(**options)
+        self._state = torch.zeros(num_envs, 4, **options)
+        self._left = torch.zeros(num_envs, 1, dtype=torch.int32, device=self.device)
+        self._generator = torch.Generator(device=self.device)
+        batch = self.batch_size
+        unbounded = Unbounded((*batch, 4), **options)
+        self.observation_spec = Composite({keys.OBSERVATION: unbounded}, shape=batch)
+        self.action_spec = Bounded(-1.0, 1.0, (*batch, 2), **options)
+        number = {"device": self.device, "dtype": torch.float32}
+        self.reward_spec = Composite(
+            reward=Unbounded((*batch, 1), **number),
+            cost=Unbounded((*batch, len(costs)), **number),
+            shape=batch,
+        )
+        flag = Categorical(2, shape=(*batch, 1), dtype=torch.bool, device=self.device)
+        self.done_spec = Composite(done=flag.clone(), terminated=flag.clone(), truncated=flag, shape=batch)
+        self.set_seed(seed)
+
+    @property
+    def reward_key(self) -> str:
+        """``"reward"``: the cost stands beside it in ``full_reward_spec``."""
+        return "reward"
+
+    def _set_seed(self, seed: int | None) -> None:
+        if seed is None:
+            self._generator.seed()
+        else:
+            self._generator.manual_seed(seed)
+
+    def _start(self) -> torch.Tensor:
+        state = torch.zeros_like(self._state)
+        state[:, :2] = (
+            torch.rand(self.num_envs, 2, generator=self._generator, device=self.device, dtype=state.dtype)
+            .sub_(0.5)
+            .mul_(self.x_lim)
+        )
+        return state
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
+        mask = None if tensordict is None else tensordict.get("_reset", None)
+        start = self._start()
+        if mask is None:
+            self._state = start
+            self._left = torch.full_like(self._left, self.episode_length)
+        else:
+            mask = mask.reshape(-1, 1)
+            self._state = torch.where(mask, start, self._state)
+            self._left = torch.where(mask, self.episode_length, self._left)
+        return self._tensordict({}, self._left <= 0)
+
+    def _reward_and_costs(self, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x, y, vx, vy = state.split(1, -1)
+        distance = torch.hypot(x, y)
+        # At the centre the numerator is 0 as well; the smallest number keeps 0 / 0 at 0.
+        floor = torch.finfo(state.dtype).tiny
+        reward = (x * vy - y * vx) / ((distance - self.radius).abs_().add_(1).mul_(distance)).clamp_min_(
+            floor
+        )
+        parts = [
+            x.abs() > self.x_lim if cost == "walls" else torch.hypot(vx, vy) > self.speed_limit
+            for cost in self.costs
+        ]
+        cost = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        return reward.float(), cost.float()
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        action = tensordict.get(keys.ACTION).detach().reshape(self.num_envs, 2).clamp(-1, 1)
+        push = action @ self._push
+        self._state = torch.addmm(push, self._state, self._drift)
+        reward, cost = self._reward_and_costs(self._state)
+        for _ in range(self.frame_skip - 1):
+            self._state = torch.addmm(push, self._state, self._drift)
+            more_reward, more_cost = self._reward_and_costs(self._state)
+            reward, cost = reward + more_reward, cost + more_cost
+        self._left = self._left - self.frame_skip
+        return self._tensordict({"reward": reward, "cost": cost}, self._left <= 0)
+
+    def _tensordict(self, source: dict[str, torch.Tensor], truncated: torch.Tensor) -> TensorDict:
+        source |= {
+            "observation": self._state,
+            "truncated": truncated,
+            "done": truncated.clone(),
+            "terminated": torch.zeros_like(truncated),
+        }
+        if not self.batch_size:
+            source = {key: value[0] for key, value in source.items()}
+        return TensorDict(source, batch_size=self.batch_size, device=self.device)
