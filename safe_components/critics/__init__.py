@@ -1,5 +1,7 @@
 """Batched Q ensembles and their temporal-difference loss."""
 
+from safe_components.critics.n_step import n_step_transform
 from safe_components.critics.q_ensemble import QEnsemble
+from safe_components.critics.td_loss import TDLoss
 
-__all__ = ["QEnsemble"]
+__all__ = ["QEnsemble", "TDLoss", "n_step_transform"]
