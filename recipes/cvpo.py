@@ -34,12 +34,12 @@ from safe_components.training import (
     EpisodeStatistics,
     Run,
     RunConfig,
+    episode_summary,
     evaluate,
     launch,
     require_finite,
     workers_ignore_interrupt,
 )
-
 
 STORED = (
     keys.OBSERVATION,
@@ -243,7 +243,8 @@ def main(config: Config) -> None:
                 require_finite(learned, run.frames)
                 row = episodes.pop() | learned
                 if run.due(config.eval_interval, since) or run.finished:
-                    row |= evaluate(policy, eval_env, config.eval_episodes, seed=config.seed)
+                    ended = evaluate(policy, eval_env, config.eval_episodes, seed=config.seed)
+                    row |= episode_summary(ended["reward"], ended["cost"], config.cost_limit, "eval")
                 run.log(run.frames, row, shown=("episode_reward", "episode_cost", "lambda", "eta", "kl_mean"))
             if run.due(config.checkpoint_interval, since):
                 run.save()

@@ -28,11 +28,8 @@ class MetricsWriter:
     """
 
     def __init__(self, directory: Path, loggers: Sequence[str] = (), keep_until: float = math.inf) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / "metrics.csv"
-        self._columns: list[str] = []
-        if self.path.is_file():
-            self._keep(keep_until)
-        self._file = self.path.open("a", newline="", encoding="utf-8")
         self._loggers = []
         for name in loggers:
             try:
@@ -41,6 +38,10 @@ class MetricsWriter:
                 raise ImportError(
                     f"the {name} logger is not installed: pip install 'safe_components[{name}]'"
                 ) from error
+        self._columns: list[str] = []
+        if self.path.is_file():
+            self._keep(keep_until)
+        self._file = self.path.open("a", newline="", encoding="utf-8")
 
     def _keep(self, frames: float) -> None:
         with self.path.open(newline="", encoding="utf-8") as file:

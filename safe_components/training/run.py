@@ -91,15 +91,20 @@ class Run:
         self._checkpoint = Checkpoint(clock=self._clock, rng=GlobalRNGState(), **components)
         self._saved_at = -1
         self._stop = StopRequest()
-        if config.resume is None:
-            _create(self.directory, config, name)
-        elif self._rotation.latest() is not None:
+        if config.resume is None and (self.directory / CONFIG_FILE).exists():
+            raise FileExistsError(
+                f"{self.directory} already holds a run; continue it with --resume {self.directory}, "
+                "or choose another --run-dir"
+            )
+        if config.resume is not None and self._rotation.latest() is not None:
             device = torch.device(config.device)
             self._rotation.load_latest(
                 self._checkpoint, map_location=None if device.type == "cpu" else device
             )
             self._saved_at = self.frames
         self._metrics = MetricsWriter(self.directory, config.loggers, keep_until=self.frames)
+        if config.resume is None:  # last, so that a run that could not start leaves no run behind
+            _describe(self.directory, config, name)
         self._bar = tqdm(
             total=config.total_frames,
             initial=min(self.frames, config.total_frames),
@@ -202,13 +207,7 @@ def _default_directory(config: RunConfig, name: str) -> Path:
     return Path("runs") / f"{name}-{config.env.id}-seed{config.seed}-{stamp}"
 
 
-def _create(directory: Path, config: RunConfig, name: str) -> None:
-    if (directory / CONFIG_FILE).exists():
-        raise FileExistsError(
-            f"{directory} already holds a run; continue it with --resume {directory}, "
-            "or choose another --run-dir"
-        )
-    directory.mkdir(parents=True, exist_ok=True)
+def _describe(directory: Path, config: RunConfig, name: str) -> None:
     versions = {"python": platform.python_version()}
     for package in _RECORDED:
         try:

@@ -1,0 +1,157 @@
+"""Run directories: made, continued, interrupted, refused."""
+
+import signal
+
+import pytest
+import torch
+import yaml
+from torchrl.checkpoint import CheckpointError
+
+from safe_components.training import (
+    EnvConfig,
+    Run,
+    RunConfig,
+    launch,
+    load_config,
+    parse_config,
+    read_metrics,
+)
+
+
+def make_config(directory, **changes):
+    defaults = {
+        "env": EnvConfig(id="PointCircle"),
+        "run_dir": directory,
+        "total_frames": 100,
+        "loggers": (),
+        "progress": False,
+    }
+    return RunConfig(**(defaults | changes))
+
+
+def train(config, model, frames, fail_at=None):
+    optimizer = torch.optim.Adam(model.parameters())
+    with Run(config, "test", model=model, optimizer=optimizer) as run:
+        while not run.finished and run.frames < frames:
+            if fail_at is not None and run.frames >= fail_at:
+                raise FloatingPointError("'loss' holds 1 non-finite value")
+            optimizer.zero_grad()
+            model(torch.rand(4, 2)).sum().backward()
+            optimizer.step()
+            run.log(run.frames + 10, {"episode_reward": 1.0, "episode_cost": 0.0})
+            if run.due(20, run.frames - 10):
+                run.save()
+    return run
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    torch.manual_seed(0)
+    whole = torch.nn.Linear(2, 1)
+    start = {key: value.clone() for key, value in whole.state_dict().items()}
+    torch.manual_seed(1)
+    train(make_config(tmp_path / "whole"), whole, 100)
+
+    first = torch.nn.Linear(2, 1)
+    first.load_state_dict(start)
+    torch.manual_seed(1)
+    train(make_config(tmp_path / "split"), first, 50)
+    torch.manual_seed(99)  # the checkpoint brings its own random state
+    second = torch.nn.Linear(2, 1)
+    resumed = load_config(RunConfig, tmp_path / "split")
+    run = train(resumed, second, 100)
+    assert run.frames == 100
+    # Bit for bit: parameters, Adam's moments and the random inputs all continued.
+    assert torch.equal(whole.weight, second.weight)
+    rows = read_metrics(tmp_path / "split" / "metrics.csv")
+    assert rows["frames"].tolist() == list(range(10, 101, 10))
+    assert (rows["wall_seconds"][1:] > rows["wall_seconds"][:-1]).all()
+
+
+def test_an_error_keeps_the_last_good_checkpoint(tmp_path, capsys):
+    with pytest.raises(FloatingPointError):
+        train(make_config(tmp_path / "run"), torch.nn.Linear(2, 1), 100, fail_at=50)
+    assert sorted(path.name[-2:] for path in (tmp_path / "run" / "checkpoint").iterdir()) == ["20", "40"]
+    assert "the last checkpoint is kept" in capsys.readouterr().out
+    assert (tmp_path / "run" / "curves.png").is_file()
+
+
+def test_ctrl_c_saves_and_stops(tmp_path):
+    config = make_config(tmp_path / "run", total_frames=1000)
+    handler = signal.getsignal(signal.SIGINT)
+    with Run(config, "test", model=torch.nn.Linear(1, 1)) as run:
+        while not run.finished:
+            run.log(run.frames + 10, {"episode_reward": 1.0, "episode_cost": 0.0})
+            if run.frames == 30:
+                signal.raise_signal(signal.SIGINT)
+    assert run.frames == 30
+    assert [path.name for path in (tmp_path / "run" / "checkpoint").iterdir()] != []
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_the_second_ctrl_c_stops_at_once(tmp_path):
+    def press_twice():
+        with Run(make_config(tmp_path / "run"), "test") as run:
+            signal.raise_signal(signal.SIGINT)
+            assert run.finished
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        press_twice()
+
+
+def test_config_yaml_holds_settings_and_versions(tmp_path):
+    config = make_config(tmp_path / "run", cost_limit=(12.5,), env=EnvConfig(id="PointCircle", num_envs=3))
+    train(config, torch.nn.Linear(2, 1), 10)
+    document = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert document["config"]["env"]["num_envs"] == 3
+    assert document["versions"]["mujoco"][0].isdigit()
+    loaded = load_config(RunConfig, tmp_path / "run")
+    assert loaded.env == config.env
+    assert loaded.cost_limit == config.cost_limit
+
+
+def test_a_directory_in_use_is_refused(tmp_path):
+    train(make_config(tmp_path / "run"), torch.nn.Linear(2, 1), 10)
+    with pytest.raises(FileExistsError, match="--resume"):
+        Run(make_config(tmp_path / "run"), "test")
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+    train(make_config(tmp_path / "run"), torch.nn.Linear(2, 1), 10)
+    with pytest.raises(CheckpointError, match="model"):
+        train(load_config(RunConfig, tmp_path / "run"), torch.nn.Linear(3, 1), 20)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--total-frames", "0"], "total_frames is 0"),
+        (["--cost-limit", "-1"], "cost_limit is -1"),
+        (["--cost-limit", "inf"], "cost_limit is inf"),
+        (["--env.num-envs", "0"], r"env\.num_envs is 0"),
+        (["--eval-episodes", "0"], "eval_episodes 0"),
+        (["--resume", "nowhere"], "nowhere is not a run directory"),
+    ],
+)
+def test_bad_settings_end_in_one_line(flags, said):
+    with pytest.raises(SystemExit, match=said):
+        parse_config(RunConfig, flags)
+
+
+def test_resuming_takes_the_saved_settings_and_refuses_others(tmp_path):
+    train(make_config(tmp_path / "run", seed=7), torch.nn.Linear(2, 1), 10)
+    directory = str(tmp_path / "run")
+    config = parse_config(RunConfig, ["--resume", directory, "--total-frames", "500"])
+    assert (config.seed, config.total_frames, config.run_dir) == (7, 500, tmp_path / "run")
+    with pytest.raises(SystemExit, match="seed: saved 7, now 8"):
+        parse_config(RunConfig, [f"--resume={directory}", "--seed", "8"])
+
+
+def test_errors_of_a_recipe_are_one_line_unless_asked_for(tmp_path):
+    def main(config):
+        raise ValueError("epsilon is -1, must be positive")
+
+    with pytest.raises(SystemExit, match=r"^error: epsilon is -1"):
+        launch(main, RunConfig, [])
+    with pytest.raises(ValueError, match="epsilon"):
+        launch(main, RunConfig, ["--traceback"])
