@@ -18,12 +18,11 @@ from typing import Literal
 import torch
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.envs import RewardSum, TransformedEnv
-from torchrl.envs.transforms import MultiStepTransform
 from torchrl.objectives import SoftUpdate
 
 from safe_components import keys
 from safe_components.collectors import make_collector
-from safe_components.critics import QEnsemble, TDLoss
+from safe_components.critics import QEnsemble, TDLoss, n_step_transform
 from safe_components.envs import make_env
 from safe_components.estep import EStepProjector, NewtonDualSolver, ParticleSampler
 from safe_components.mstep import HardTrustRegion, MStepLoss
@@ -103,6 +102,11 @@ class Config(RunConfig):
     """Adam's step size for the trust region's multipliers"""
 
 
+def episode_sums() -> RewardSum:
+    """Undiscounted sums of reward and cost since the episode began."""
+    return RewardSum(in_keys=["reward", "cost"], out_keys=["episode_reward", "episode_cost"])
+
+
 def main(config: Config) -> None:
     """Train."""
     if config.threads:
@@ -149,7 +153,8 @@ def main(config: Config) -> None:
         cost_aggregate=config.cost_aggregate,
     )
     # Limits are set on sums over an episode, critics estimate discounted sums: docs/cost_budget.md.
-    limits = q_cost_limit(config.cost_limit, config.gamma, eval_env.max_episode_steps)
+    episode_length = eval_env.max_episode_steps // config.env.frame_skip
+    limits = q_cost_limit(config.cost_limit, config.gamma, episode_length)
     estep = EStepProjector(config.epsilon, limits, NewtonDualSolver(), infeasible=config.infeasible).to(
         device
     )
@@ -167,7 +172,7 @@ def main(config: Config) -> None:
     buffer = TensorDictReplayBuffer(
         storage=LazyTensorStorage(size, device=device), batch_size=config.batch_size
     )
-    multi_step = MultiStepTransform(config.n_step, config.gamma, reward_keys=["reward", "cost"])
+    n_step = n_step_transform(config.n_step, config.gamma)
 
     def update() -> dict[str, torch.Tensor]:
         """One step of the critics, the E-step and the M-step."""
@@ -216,14 +221,14 @@ def main(config: Config) -> None:
     }
     with Run(config, "cvpo", **components) as run:
         with workers_ignore_interrupt():
-            # A resumed run draws new episodes: the environments' states are not saved.
-            env = TransformedEnv(
-                make(**env_settings, seed=config.seed + run.frames),
-                RewardSum(in_keys=["reward", "cost"], out_keys=["episode_reward", "episode_cost"]),
+            # A resumed run draws new episodes: the environments' own states are not saved.
+            collector = make_collector(
+                lambda: TransformedEnv(make(**env_settings, seed=config.seed + run.frames), episode_sums()),
+                policy,
+                frames_per_batch=config.frames_per_batch,
+                policy_device=device,
+                env_device="cpu",
             )
-        collector = make_collector(
-            env, policy, frames_per_batch=config.frames_per_batch, policy_device=device
-        )
         averages, episodes = Averages(), EpisodeStatistics(config.cost_limit)
         updates_owed = 0.0
         for batch in collector:
@@ -231,7 +236,7 @@ def main(config: Config) -> None:
             run.advance(batch.numel() * config.env.frame_skip)
             require_finite(batch, run.frames)
             episodes.add(batch)
-            buffer.extend(multi_step.inv(batch.select(*STORED)).reshape(-1))
+            buffer.extend(n_step.inv(batch.select(*STORED)).reshape(-1))
             if run.frames > config.warmup_frames:
                 updates_owed += (run.frames - since) * config.updates_per_frame
                 while updates_owed >= 1:

@@ -96,15 +96,16 @@ class GymnasiumBatch(EnvBase):
         self.frame_skip = frame_skip
         first = self._envs[0]
         self._read_observation = _observation_reader(first.observation_space)
-        self._observation_size = spaces.flatdim(first.observation_space)
+        self._size = spaces.flatdim(first.observation_space)
         try:
             self._cost: CostReader = probe_costs(first, tuple(cost_keys))
         except BaseException:
             self.close()
             raise
         self._set_specs(first.action_space)
-        self._packed = np.zeros((num_envs, self._observation_size), np.float32)
-        self._flags = np.zeros((num_envs, 2), bool)
+        self._rows = num_envs
+        self._observation = np.zeros((num_envs, self._size), np.float32)
+        self._ended = np.zeros((num_envs, 3), bool)  # terminated, truncated, done
         self._steps = np.zeros(num_envs, np.int64)
         self._started = False
         self._seeds: list[int | None] = [None] * num_envs
@@ -113,11 +114,7 @@ class GymnasiumBatch(EnvBase):
     def _set_specs(self, action_space: spaces.Space) -> None:
         batch, device = self.batch_size, self.device
         self.observation_spec = Composite(
-            {
-                keys.OBSERVATION: Unbounded(
-                    (*batch, self._observation_size), dtype=torch.float32, device=device
-                )
-            },
+            {keys.OBSERVATION: Unbounded((*batch, self._size), dtype=torch.float32, device=device)},
             shape=batch,
         )
         self.action_spec, self._read_action = _action_spec(action_space, batch, device)
@@ -139,6 +136,17 @@ class GymnasiumBatch(EnvBase):
         """The N environments."""
         return tuple(self._envs)
 
+    @property
+    def max_episode_steps(self) -> int | None:
+        """Raw steps after which an episode is truncated; None if nothing limits it."""
+        env: Any = self._envs[0]
+        while env is not None:
+            limit = getattr(env, "_max_episode_steps", None)  # gymnasium's and Safety-Gymnasium's TimeLimit
+            if limit is not None:
+                return int(limit)
+            env = getattr(env, "env", None)
+        return None
+
     def _set_seed(self, seed: int | None) -> None:
         if seed is None or self.num_envs > 1:
             self._seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(self.num_envs)]
@@ -146,74 +154,83 @@ class GymnasiumBatch(EnvBase):
             self._seeds = [int(seed)]
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        n, size = self.num_envs, self._observation_size
-        given = tensordict.get(keys.ACTION)
-        actions = self._read_action(given.detach().cpu().numpy().reshape(n, -1))
+        actions = self._read_action(
+            tensordict.get(keys.ACTION).detach().cpu().numpy().reshape(self._rows, -1)
+        )
         mask = tensordict.get("_step", None)  # set by rollouts in which some copies have ended
-        active = range(n) if mask is None else np.flatnonzero(mask.cpu().numpy()).tolist()
-        packed = np.zeros((n, size + 1 + self._cost.size), np.float32)
-        flags = np.zeros((n, 2), bool)
+        chosen = _chosen(mask, self._rows)
+        # Fresh memory at every step: the tensors handed out are views of it.
+        packed = np.zeros((self._rows, self._size + 1 + self._cost.size), np.float32)
+        ended = np.zeros((self._rows, 3), bool)
         if mask is not None:
-            packed[:, :size], flags[:] = self._packed[:, :size], self._flags
-        read, cost_of = self._read_observation, self._cost
-        for i in active:
-            env, row, flag = self._envs[i], packed[i], flags[i]
-            flag[:] = False
-            for _ in range(self.frame_skip):
-                result = env.step(actions[i])
-                self._steps[i] += 1
-                row[size] += result[1]
-                row[size + 1 :] += cost_of(result)
-                if result[-3] or result[-2]:
-                    break
-            row[:size] = read(result[0])
-            flag[0], flag[1] = result[-3], result[-2]
+            packed[:, : self._size], ended[:] = self._observation, self._ended
+        if len(chosen):
+            rows: Any = slice(None) if mask is None else chosen
+            observations, rewards, costs, terminated, truncated = zip(
+                *[self._advance(self._envs[i], actions[i]) for i in chosen], strict=True
+            )
+            with np.errstate(over="ignore"):  # what float32 cannot hold is reported as not finite
+                packed[rows, : self._size] = observations
+                packed[rows, self._size] = rewards
+                packed[rows, self._size + 1 :] = np.reshape(costs, (len(chosen), -1))
+            ended[rows, 0], ended[rows, 1] = terminated, truncated
+            ended[:, 2] = ended[:, 0] | ended[:, 1]
+            self._steps[rows] += 1
         self._check_finite(packed)
-        self._packed, self._flags = packed, flags
-        return self._tensordict(packed, flags, step=True)
+        self._observation, self._ended = packed[:, : self._size], ended
+        return self._tensordict(packed, ended, step=True)
+
+    def _advance(self, env: gymnasium.Env, action: Any) -> tuple[Any, float, Any, bool, bool]:
+        result = env.step(action)
+        reward, cost = result[1], self._cost(result)
+        for _ in range(self.frame_skip - 1):
+            if result[-3] or result[-2]:
+                break
+            result = env.step(action)
+            reward, cost = reward + result[1], cost + self._cost(result)
+        return self._read_observation(result[0]), reward, cost, result[-3], result[-2]
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)
-        chosen = range(self.num_envs) if mask is None else np.flatnonzero(mask.cpu().numpy()).tolist()
-        if not self._started and len(chosen) < self.num_envs:
+        chosen = _chosen(mask, self._rows)
+        if not self._started and len(chosen) < self._rows:
             raise RuntimeError(
                 "the first reset must reset every environment: call env.reset() without '_reset'"
             )
-        packed = self._packed[:, : self._observation_size].copy()
-        flags = self._flags.copy()
+        observation, ended = self._observation.copy(), self._ended.copy()
         for i in chosen:
             seed, self._seeds[i] = self._seeds[i], None
-            observation, _ = self._envs[i].reset(seed=seed, **kwargs)
-            packed[i] = self._read_observation(observation)
-            flags[i] = False
+            first, _ = self._envs[i].reset(seed=seed, **kwargs)
+            with np.errstate(over="ignore"):
+                observation[i] = self._read_observation(first)
+            ended[i] = False
             self._steps[i] = 0
-        self._started = True
-        self._check_finite(packed)
-        self._packed, self._flags = packed, flags
-        return self._tensordict(packed, flags, step=False)
+        self._check_finite(observation)
+        self._started, self._observation, self._ended = True, observation, ended
+        return self._tensordict(observation, ended, step=False)
 
-    def _tensordict(self, packed: np.ndarray, flags: np.ndarray, *, step: bool) -> TensorDict:
-        values, ended = torch.from_numpy(packed), torch.from_numpy(flags)
-        if self.device.type != "cpu":
-            values, ended = values.to(self.device), ended.to(self.device)
+    def _tensordict(self, packed: np.ndarray, ended: np.ndarray, *, step: bool) -> TensorDict:
+        values, flags = torch.from_numpy(packed), torch.from_numpy(ended)
+        if self.device.type != "cpu":  # two transfers, whatever the number of keys
+            values, flags = values.to(self.device), flags.to(self.device)
         if not self.batch_size:
-            values, ended = values[0], ended[0]
-        size = self._observation_size
-        source = {
-            "observation": values[..., :size],
-            "terminated": ended[..., :1],
-            "truncated": ended[..., 1:],
-            "done": ended.any(-1, keepdim=True),
-        }
+            values, flags = values[0], flags[0]
+        source = dict(zip(("terminated", "truncated", "done"), flags.split(1, -1), strict=True))
         if step:
-            source["reward"], source["cost"] = values[..., size : size + 1], values[..., size + 1 :]
+            parts = values.split((self._size, 1, self._cost.size), -1)
+            source |= zip((keys.OBSERVATION, "reward", "cost"), parts, strict=True)
+        else:
+            source[keys.OBSERVATION] = values
         return TensorDict(source, batch_size=self.batch_size, device=self.device)
+
+    def _step_proc_data(self, next_tensordict_out: TensorDictBase) -> TensorDictBase:
+        return next_tensordict_out  # complete as written: spares TorchRL's completion at each step
 
     def _check_finite(self, packed: np.ndarray) -> None:
         if np.isfinite(packed).all():
             return
         row, column = (int(i) for i in np.argwhere(~np.isfinite(packed))[0])
-        size = self._observation_size
+        size = self._size
         key = "observation" if column < size else "reward" if column == size else "cost"
         raise FloatingPointError(
             f"{key} is {packed[row, column]} in environment {row} of {self.num_envs} "
@@ -229,6 +246,10 @@ class GymnasiumBatch(EnvBase):
         for env in self._envs:
             env.close()
         super().close(raise_if_closed=raise_if_closed)
+
+
+def _chosen(mask: torch.Tensor | None, rows: int) -> Sequence[int]:
+    return range(rows) if mask is None else np.flatnonzero(mask.cpu().numpy()).tolist()
 
 
 def check_counts(**counts: int) -> None:

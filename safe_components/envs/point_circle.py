@@ -128,6 +128,11 @@ class PointCircle(EnvBase):
         """``"reward"``: the cost stands beside it in ``full_reward_spec``."""
         return "reward"
 
+    @property
+    def max_episode_steps(self) -> int:
+        """Motions after which an episode is truncated."""
+        return self.episode_length
+
     def _set_seed(self, seed: int | None) -> None:
         if seed is None:
             self._generator.seed()

@@ -28,11 +28,12 @@ class Averages:
         self._counts: dict[str, int] = {}
 
     def add(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Add one value of each name; tensors of several elements are averaged."""
+        """Add one value of each name; a vector [m] becomes ``name``, ``name_1``, ``name_2``, ..."""
         for name, value in values.items():
-            value = value.detach().to(torch.float64).mean()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
+            for index, entry in enumerate(value.detach().to(torch.float64).reshape(-1).unbind()):
+                key = f"{name}_{index}" if index else name
+                self._sums[key] = self._sums[key] + entry if key in self._sums else entry
+                self._counts[key] = self._counts.get(key, 0) + 1
 
     def pop(self) -> dict[str, float]:
         """The means since the last call, as numbers; this is where the device is waited for."""

@@ -70,8 +70,8 @@ def test_a_missing_logger_names_its_extra(tmp_path, monkeypatch):
 def test_averages_weigh_each_call_once():
     averages = Averages()
     averages.add({"a": torch.tensor([1.0, 3.0]), "b": torch.tensor(1)})
-    averages.add({"a": torch.tensor(5.0)})
-    assert averages.pop() == {"a": 3.5, "b": 1.0}
+    averages.add({"a": torch.tensor([5.0, 4.0])})
+    assert averages.pop() == {"a": 3.0, "a_1": 3.5, "b": 1.0}
     assert averages.pop() == {}
 
 
