@@ -1,1 +1,17 @@
 """The variational E-step: particles, projector, dual solvers."""
+
+from safe_components.estep.dual_solver import DualSolver
+from safe_components.estep.kkt import kkt_residual
+from safe_components.estep.newton import NewtonDualSolver
+from safe_components.estep.particles import ParticleSampler
+from safe_components.estep.projector import EStepProjector
+from safe_components.estep.solution import DualSolution
+
+__all__ = [
+    "DualSolution",
+    "DualSolver",
+    "EStepProjector",
+    "NewtonDualSolver",
+    "ParticleSampler",
+    "kkt_residual",
+]

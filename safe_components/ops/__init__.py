@@ -2,6 +2,25 @@
 
 from safe_components.ops.aggregate import Aggregate, aggregate
 from safe_components.ops.cost_budget import q_cost_limit
+from safe_components.ops.dual import (
+    DualProblem,
+    DualTerms,
+    dual_problem,
+    dual_terms,
+    dual_value,
+    dual_weight,
+)
 from safe_components.ops.gaussian_kl import gaussian_kl
 
-__all__ = ["Aggregate", "aggregate", "gaussian_kl", "q_cost_limit"]
+__all__ = [
+    "Aggregate",
+    "DualProblem",
+    "DualTerms",
+    "aggregate",
+    "dual_problem",
+    "dual_terms",
+    "dual_value",
+    "dual_weight",
+    "gaussian_kl",
+    "q_cost_limit",
+]

@@ -1,0 +1,285 @@
+"""What all dual solvers share: scaling, bounds, the infeasible case and the answer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from safe_components.estep.kkt import kkt_residual
+from safe_components.estep.scaling import ScaledProblem, scale_problem
+from safe_components.estep.solution import DualSolution
+from safe_components.ops.dual import DualProblem, dual_problem, dual_terms
+
+Infeasible = Literal["recover", "clip"]
+
+
+class Minimum(NamedTuple):
+    """Where a solver stopped on one scaled dual problem."""
+
+    point: Tensor
+    """``[..., 1 + m]``: ``(eta, lam)``, scaled."""
+    iterations: Tensor
+    """``[...]`` int: evaluations spent."""
+
+
+class DualSolver(nn.Module, ABC):
+    """Solver of the E-step's dual
+
+        min_{eta, lam}  eta epsilon + lam^T d + eta mean_b log sum_k p_bk exp((Q_r - lam^T Q_c)[b, k] / eta)
+        subject to      eta >= eta_min,  0 <= lam_i <= lam_max
+
+    whose minimiser gives the ``q`` that maximises ``mean_b E_q Q_r`` under ``mean_b E_q Q_c,i <= d_i`` and
+    ``mean_b KL(q_b || p_b) <= epsilon``.
+
+    Where no ``q`` in the ball meets the limits, the dual falls without end as ``lam`` grows. Two answers:
+
+    * ``infeasible="recover"``: the ``q`` that comes closest,
+      ``min_q sum_i (mean_b E_q Q_c,i - d_i)_+ / s_i`` subject to ``mean_b KL <= epsilon``. Its dual is
+      the same function with ``Q_r = 0`` and ``lam_i`` in ``[0, 1 / s_i]``, so the same code solves it.
+    * ``infeasible="clip"``: ``lam`` stays at ``lam_max``. That is the optimum with the limits replaced by
+      an L1 penalty, ``max_q mean_b E_q Q_r - lam_max sum_i (mean_b E_q Q_c,i - d_i)_+``.
+
+    By weak duality any value of the recovery dual below ``-feasible_tol`` *proves* that the limits cannot be
+    met; that is what ``feasible`` reports. It is only computed where the first solve ends in a violation.
+
+    Degenerate problems have defined answers. If the ball does not bind (``Q_r`` parallel to ``Q_c``, or
+    ``epsilon`` above the divergence of the best action), ``eta`` stops at ``eta_min`` and, of all optimal
+    ``q``, the one of least divergence is returned, at most ``eta_min epsilon`` below the optimum. If all
+    rewards of a state are equal in every state, ``q`` is the least change of the prior that meets the
+    limits, the prior itself if it does. A cost that is the same for all actions leaves the problem with ``lam_i = 0``;
+    if its value exceeds the limit, ``feasible`` is false.
+
+    Args:
+        tol: KKT residual (see :func:`~safe_components.estep.kkt.kkt_residual`) called converged.
+        eta_min: lower bound of ``eta``, in spreads of the reward.
+        lam_max: upper bound of every ``lam_i``, reward per cost; ``None`` is ``1e6 s_r / s_i``.
+        feasible_tol: violation, in spreads of the costs, below which limits count as met.
+    """
+
+    #: False where a call may not wait for the device; then no argument is checked for its values.
+    synchronises = True
+
+    def __init__(
+        self,
+        *,
+        tol: float,
+        eta_min: float = 1e-6,
+        lam_max: float | None = None,
+        feasible_tol: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        if not eta_min > 0:
+            raise ValueError(f"eta_min={eta_min} must be positive (in spreads of the reward)")
+        if lam_max is not None and not lam_max > 0:
+            raise ValueError(f"lam_max={lam_max} must be positive (reward per cost), or None")
+        if not tol > 0 or not feasible_tol > 0:
+            raise ValueError(f"tol={tol} and feasible_tol={feasible_tol} must be positive")
+        self.tol = tol
+        self.eta_min = eta_min
+        self.lam_max = lam_max
+        self.feasible_tol = feasible_tol
+
+    @abstractmethod
+    def minimise(self, problem: DualProblem, point: Tensor, lower: Tensor, upper: Tensor) -> Minimum:
+        """Minimise the scaled dual from ``point`` ``[..., 1 + m]`` within ``[lower, upper]``."""
+
+    @torch.no_grad()
+    def forward(
+        self,
+        q_reward: Tensor,
+        q_cost: Tensor,
+        epsilon: float | Tensor,
+        cost_limits: float | Tensor,
+        log_prior: Tensor | None = None,
+        *,
+        infeasible: Infeasible = "recover",
+        init: tuple[Tensor, Tensor] | None = None,
+    ) -> DualSolution:
+        """Solve one E-step per leading index.
+
+        Args:
+            q_reward: ``[..., B, K]``, discounted reward of ``K`` particles of ``B`` states.
+            q_cost: ``[..., B, K, m]``, discounted costs; ``[..., B, K]`` is read as ``m = 1``; ``m = 0``
+                solves without constraint.
+            epsilon: bound on ``mean_b KL(q_b || p_b)``, nats, positive.
+            cost_limits: ``[m]`` or ``[..., m]``, discounted cost, not negative.
+            log_prior: ``[..., B, K]``, log-probabilities; ``-inf`` excludes an action; ``None`` is uniform.
+            infeasible: ``"recover"`` or ``"clip"``.
+            init: ``(eta [...], lam [..., m])`` to start from, such as the last batch's; entries that are
+                not finite are replaced by the cold start.
+
+        Raises:
+            ValueError: for shapes that do not fit, and (unless the solver may not synchronise) for
+                ``epsilon <= 0``, negative limits, or estimates that are not finite.
+        """
+        if q_cost.ndim == q_reward.ndim:
+            q_cost = q_cost.unsqueeze(-1)
+        _check_shapes(q_reward, q_cost, cost_limits, log_prior, infeasible)
+        problem = dual_problem(q_reward.double(), q_cost.double(), epsilon, cost_limits, log_prior)
+        if self.synchronises:
+            _check_values(problem)
+        scaled = scale_problem(problem)
+        problem = scaled.problem
+        costs = problem.features.shape[-3] - 1
+
+        to_scaled = scaled.spread / scaled.spread[..., :1]  # lam_i' = lam_i s_i / s_r
+        lower = torch.zeros_like(scaled.spread)
+        lower[..., 0] = self.eta_min
+        if self.lam_max is None:
+            upper = torch.full_like(scaled.spread, 1e6)
+        else:
+            upper = self.lam_max * to_scaled
+        upper[..., 0] = torch.inf
+        cold = self._cold_start(problem)
+        start = cold
+        if init is not None:
+            warm = torch.cat(
+                [init[0].unsqueeze(-1) / scaled.spread[..., :1], init[1] * to_scaled[..., 1:]], dim=-1
+            )
+            start = torch.where(warm.isfinite(), warm, cold)
+        start = start.clamp(lower, upper)
+
+        main = self.minimise(problem, start, lower, upper)
+        terms = dual_terms(problem, main.point[..., 0], main.point[..., 1:], hessian=False)
+        residual = kkt_residual(terms.gradient, main.point, lower, upper, problem.epsilon)
+        violated = (-terms.gradient[..., 1:] > self.feasible_tol).any(-1)
+        answer = _Answer(
+            point=main.point,
+            gradient=terms.gradient,
+            expectation=terms.expectation,
+            weight=terms.weight,
+            residual=residual,
+            iterations=main.iterations,
+        )
+        infeasible_mask = torch.zeros_like(violated)
+        recovered = infeasible_mask
+        if costs and (not self.synchronises or bool(violated.any())):
+            recovery, value = self._recover(scaled)
+            infeasible_mask = violated & (value > self.feasible_tol)
+            if infeasible == "recover":
+                recovered = infeasible_mask
+                answer = answer.where(~recovered, recovery)
+        return self._solution(scaled, answer, infeasible_mask, recovered, upper, q_reward.dtype)
+
+    def _cold_start(self, problem: DualProblem) -> Tensor:
+        """The temperature at which a Gaussian reward alone would fill the ball."""
+        shape = problem.features.shape[:-2]
+        point = torch.zeros(shape, dtype=problem.features.dtype, device=problem.features.device)
+        point[..., 0] = (2.0 * problem.epsilon).rsqrt()
+        return point
+
+    def _recover(self, scaled: ScaledProblem) -> tuple[_Answer, Tensor]:
+        """Least sum of violations, in spreads, that the ball allows; and the ``q`` that has it."""
+        features = scaled.problem.features.clone()
+        features[..., 0, :, :] = 0.0
+        problem = scaled.problem._replace(features=features)
+        upper = scaled.has_spread.to(features.dtype)
+        upper[..., 0] = torch.inf
+        lower = torch.zeros_like(upper)
+        lower[..., 0] = self.eta_min
+        start = torch.maximum(self._cold_start(problem), upper.clamp_max(1.0))
+        start[..., 0] = (2.0 * problem.epsilon).rsqrt()
+        minimum = self.minimise(problem, start, lower, upper)
+        terms = dual_terms(problem, minimum.point[..., 0], minimum.point[..., 1:], hessian=False)
+        residual = kkt_residual(terms.gradient, minimum.point, lower, upper, problem.epsilon)
+        reward = (terms.weight * scaled.problem.features[..., 0, :, :]).sum(-1).mean(-1)
+        expectation = torch.cat([reward.unsqueeze(-1), terms.expectation[..., 1:]], dim=-1)
+        answer = _Answer(
+            minimum.point, terms.gradient, expectation, terms.weight, residual, minimum.iterations
+        )
+        return answer, -terms.value
+
+    def _solution(
+        self,
+        scaled: ScaledProblem,
+        answer: _Answer,
+        infeasible: Tensor,
+        recovered: Tensor,
+        upper: Tensor,
+        dtype: torch.dtype,
+    ) -> DualSolution:
+        """Back to the units of the caller."""
+        reward_unit = torch.where(recovered, 1.0, scaled.spread[..., 0])
+        lam = answer.point[..., 1:] * reward_unit.unsqueeze(-1) / scaled.spread[..., 1:]
+        expectation = scaled.center + scaled.spread * answer.expectation
+        # Limits on costs that no q can move were taken out of the problem; here they count.
+        size = scaled.center[..., 1:].abs() * 1e-9
+        fixed = ~scaled.has_spread[..., 1:] & (scaled.center[..., 1:] > scaled.limits + size)
+        return DualSolution(
+            weight=answer.weight.to(dtype),
+            eta=answer.point[..., 0] * reward_unit,
+            lam=lam,
+            kl=(scaled.problem.epsilon - answer.gradient[..., 0]).clamp_min(0.0),  # rounding only
+            expected_reward=expectation[..., 0],
+            expected_cost=expectation[..., 1:],
+            residual=answer.residual,
+            feasible=~(infeasible | fixed.any(-1)),
+            recovered=recovered,
+            converged=answer.residual <= self.tol,
+            eta_at_min=answer.point[..., 0] <= self.eta_min,
+            lam_clipped=(answer.point[..., 1:] >= upper[..., 1:]) & ~recovered.unsqueeze(-1),
+            iterations=answer.iterations,
+        )
+
+
+class _Answer(NamedTuple):
+    """A minimum with what follows from it, scaled."""
+
+    point: Tensor
+    gradient: Tensor
+    expectation: Tensor
+    weight: Tensor
+    residual: Tensor
+    iterations: Tensor
+
+    def where(self, condition: Tensor, other: _Answer) -> _Answer:
+        """Own entries where ``condition`` ``[...]`` holds, ``other``'s elsewhere; evaluations add up."""
+
+        def pick(mine: Tensor, theirs: Tensor) -> Tensor:
+            mask = condition.reshape(condition.shape + (1,) * (mine.ndim - condition.ndim))
+            return torch.where(mask, mine, theirs)
+
+        picked = _Answer(*(pick(a, b) for a, b in zip(self, other, strict=True)))
+        return picked._replace(iterations=self.iterations + other.iterations)
+
+
+def _check_shapes(
+    q_reward: Tensor,
+    q_cost: Tensor,
+    cost_limits: float | Tensor,
+    log_prior: Tensor | None,
+    infeasible: str,
+) -> None:
+    if infeasible not in ("recover", "clip"):
+        raise ValueError(f"infeasible={infeasible!r} is not one of 'recover', 'clip'")
+    if q_reward.ndim < 2 or q_reward.shape[-1] < 2:
+        raise ValueError(f"q_reward must be [..., B, K] with K >= 2 particles, got {tuple(q_reward.shape)}")
+    if q_cost.shape[:-1] != q_reward.shape:
+        raise ValueError(
+            f"q_cost must be [..., B, K, m] beside q_reward {tuple(q_reward.shape)}, "
+            f"got {tuple(q_cost.shape)}"
+        )
+    if log_prior is not None and log_prior.shape != q_reward.shape:
+        raise ValueError(
+            f"log_prior must have the shape of q_reward, {tuple(q_reward.shape)}, "
+            f"got {tuple(log_prior.shape)}"
+        )
+    m = q_cost.shape[-1]
+    limits = torch.as_tensor(cost_limits).shape
+    if (limits[-1] if limits else 1) != m:
+        raise ValueError(f"cost_limits of shape {tuple(limits)} do not fit q_cost's m = {m} costs")
+
+
+def _check_values(problem: DualProblem) -> None:
+    if not bool((problem.epsilon > 0).all()):
+        raise ValueError(f"epsilon={problem.epsilon.tolist()} must be positive (nats)")
+    if not bool((problem.cost_limits >= 0).all()):
+        raise ValueError(f"cost_limits={problem.cost_limits.tolist()} must be at least 0 (Q units)")
+    if not bool(problem.features.isfinite().all()):
+        finite = problem.features.isfinite().all((-1, -2)).flatten(0, -2).all(0)
+        bad = int(finite.logical_not().nonzero()[0])
+        name = "q_reward" if bad == 0 else f"q_cost[..., {bad - 1}]"
+        raise ValueError(f"{name} holds values that are not finite")

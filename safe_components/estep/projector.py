@@ -1,0 +1,167 @@
+"""The E-step as a TensorDict module: from scored particles to their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase, dispatch
+from tensordict.utils import NestedKey
+from torch import Tensor
+
+from safe_components.estep.dual_solver import DualSolver, Infeasible
+from safe_components.estep.newton import NewtonDualSolver
+from safe_components.estep.solution import DualSolution
+from safe_components.keys import (
+    PARTICLE_LOG_PRIOR,
+    PARTICLE_Q_COST,
+    PARTICLE_Q_REWARD,
+    PARTICLE_WEIGHT,
+)
+
+
+class EStepProjector(TensorDictModuleBase):
+    """Best distribution over the particles inside a KL ball that keeps the expected costs in their limits.
+
+        max_q  mean_b sum_k q_bk Q_r[b, k]
+        s.t.   mean_b sum_k q_bk Q_c,i[b, k] <= d_i  (every i),    mean_b KL(q_b || p_b) <= epsilon
+
+    with ``p`` uniform over the ``K`` particles drawn from the reference policy, or ``log_prior`` if the
+    actions are an enumerated set. Reads ``("particles", "q_reward")`` ``[B, K]``, ``("particles", "q_cost")``
+    ``[B, K, m]`` and, where present, ``("particles", "log_prior")`` ``[B, K]``; writes
+    ``("particles", "weight")`` ``[B, K]``, ``q`` in the dtype of ``q_reward``. No gradient flows through.
+
+    After each call :attr:`solution` holds the multipliers, the constraints' values, the residual and
+    the status (:class:`~safe_components.estep.solution.DualSolution`). The multipliers are buffers, so
+    a checkpoint holds them and the next batch starts from them.
+
+    Args:
+        epsilon: bound on the divergence, nats, positive.
+        cost_limits: ``d``, one per cost signal, in Q units (discounted cost; convert an episode's limit
+            with :func:`~safe_components.ops.q_cost_limit`). Empty for an E-step without constraint (MPO).
+        solver: a dual solver; ``None`` is :class:`~safe_components.estep.newton.NewtonDualSolver`.
+        infeasible: the answer where no ``q`` in the ball meets the limits: ``"recover"`` comes as close to
+            them as the ball allows, ``"clip"`` keeps ``lam`` at the solver's ``lam_max``.
+        warm_start: start from the multipliers of the last call instead of the cold start.
+        check_finite: stop at the first key that holds a value that is not finite. The check waits for
+            the device; turn it off (and give the solver ``fixed_iterations``) inside a CUDA graph.
+        q_reward_key: name of the reward estimates.
+        q_cost_key: name of the cost estimates.
+        log_prior_key: name of the prior's log-probabilities.
+        weight_key: name of the weights.
+
+    Raises:
+        ValueError: ``epsilon <= 0``, a negative limit, ``K < 2``, shapes that do not fit, as many limits
+            as there are not costs, estimates that are not finite.
+
+    Source: CVPO (Liu et al. 2022, arXiv 2201.11927), E-step.
+
+    Example:
+        >>> from tensordict import TensorDict
+        >>> q_reward = torch.tensor([[0.0, 1.0, 2.0, 3.0]])
+        >>> q_cost = torch.tensor([[[0.0], [0.0], [1.0], [1.0]]])
+        >>> batch = TensorDict(particles=dict(q_reward=q_reward, q_cost=q_cost), batch_size=[1])
+        >>> projector = EStepProjector(epsilon=0.2, cost_limits=[0.5])
+        >>> projector(batch)["particles", "weight"]
+        tensor([[0.0974, 0.4026, 0.0974, 0.4026]])
+        >>> projector.solution.expected_cost, bool(projector.solution.feasible)
+        (tensor([0.5000], dtype=torch.float64), True)
+    """
+
+    def __init__(
+        self,
+        epsilon: float,
+        cost_limits: float | Sequence[float] | Tensor,
+        solver: DualSolver | None = None,
+        infeasible: Infeasible = "recover",
+        *,
+        warm_start: bool = True,
+        check_finite: bool = True,
+        q_reward_key: NestedKey = PARTICLE_Q_REWARD,
+        q_cost_key: NestedKey = PARTICLE_Q_COST,
+        log_prior_key: NestedKey = PARTICLE_LOG_PRIOR,
+        weight_key: NestedKey = PARTICLE_WEIGHT,
+    ) -> None:
+        super().__init__()
+        if not 0 < epsilon < float("inf"):
+            raise ValueError(f"epsilon={epsilon} must be positive and finite (nats)")
+        if infeasible not in ("recover", "clip"):
+            raise ValueError(f"infeasible={infeasible!r} is not one of 'recover', 'clip'")
+        limits = _as_limits(cost_limits)
+        self.solver = NewtonDualSolver() if solver is None else solver
+        self.infeasible: Infeasible = infeasible
+        self.warm_start = warm_start
+        self.check_finite = check_finite
+        self.log_prior_key = log_prior_key
+        self.in_keys = [q_reward_key, q_cost_key]
+        self.out_keys = [weight_key]
+        self.solution: DualSolution | None = None
+        self.epsilon: Tensor
+        self.cost_limits: Tensor
+        self.eta: Tensor
+        self.lam: Tensor
+        self.register_buffer("epsilon", torch.tensor(epsilon, dtype=torch.float64))
+        self.register_buffer("cost_limits", limits)
+        # The last multipliers; NaN until there are any, which the solver replaces by its cold start.
+        self.register_buffer("eta", torch.full((), torch.nan, dtype=torch.float64))
+        self.register_buffer("lam", torch.full_like(limits, torch.nan))
+
+    def set_cost_limits(self, cost_limits: float | Sequence[float] | Tensor) -> None:
+        """Replace the limits (Q units), for example by a schedule; their number stays."""
+        limits = _as_limits(cost_limits)
+        if limits.shape != self.cost_limits.shape:
+            raise ValueError(f"{limits.numel()} cost_limits cannot replace {self.cost_limits.numel()}")
+        self.cost_limits.copy_(limits)
+
+    @dispatch
+    @torch.no_grad()
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Write the weights of the particles and keep the solution."""
+        q_reward = tensordict.get(self.in_keys[0])
+        q_cost = tensordict.get(self.in_keys[1])
+        log_prior = tensordict.get(self.log_prior_key, None)
+        m = self.cost_limits.shape[0]
+        if q_cost.ndim == q_reward.ndim + 1 and q_cost.shape[-1] != m:
+            raise ValueError(
+                f"{m} cost_limits were given, but {self.in_keys[1]} holds {q_cost.shape[-1]} costs: "
+                f"its shape is {tuple(q_cost.shape)}, expected [B, K, {m}]"
+            )
+        if self.check_finite:
+            self._check_finite(q_reward, q_cost, log_prior)
+        solution = self.solver(
+            q_reward,
+            q_cost,
+            self.epsilon,
+            self.cost_limits,
+            log_prior,
+            infeasible=self.infeasible,
+            init=(self.eta, self.lam) if self.warm_start else None,
+        )
+        self.solution = solution
+        # Recovery multipliers answer another question, and nothing can be learnt from a bound.
+        keep = ~(solution.recovered | solution.eta_at_min)
+        self.eta.copy_(torch.where(keep, solution.eta, torch.nan))
+        self.lam.copy_(torch.where(keep, solution.lam, torch.nan))
+        return tensordict.set(self.out_keys[0], solution.weight)
+
+    def _check_finite(self, q_reward: Tensor, q_cost: Tensor, log_prior: Tensor | None) -> None:
+        for key, value in zip(self.in_keys, (q_reward, q_cost), strict=True):
+            bad = ~value.isfinite()
+            if log_prior is not None and value.ndim >= log_prior.ndim:
+                allowed = ~log_prior.isneginf()
+                bad = bad & (allowed if value.ndim == allowed.ndim else allowed.unsqueeze(-1))
+            if bool(bad.any()):
+                raise ValueError(f"{key} holds {int(bad.sum())} values that are not finite")
+        if log_prior is not None and bool((log_prior.isnan() | log_prior.isposinf()).any()):
+            raise ValueError(f"{self.log_prior_key} holds NaN or +inf; log-probabilities are expected")
+
+
+def _as_limits(cost_limits: float | Sequence[float] | Tensor) -> Tensor:
+    limits = torch.as_tensor(cost_limits, dtype=torch.float64).detach().clone()
+    limits = limits.reshape(1) if limits.ndim == 0 else limits
+    if limits.ndim != 1:
+        raise ValueError(f"cost_limits must be [m], one limit per cost, got shape {tuple(limits.shape)}")
+    if not bool((limits.isfinite() & (limits >= 0)).all()):
+        raise ValueError(f"cost_limits={limits.tolist()} must be finite and at least 0 (Q units)")
+    return limits

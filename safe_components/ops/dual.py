@@ -1,0 +1,168 @@
+"""The E-step's dual function: value, gradient, Hessian and the weights it stands for."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class DualProblem(NamedTuple):
+    """What the dual is a function of; leading dimensions ``...`` hold independent problems."""
+
+    features: Tensor
+    """``[..., 1 + m, B, K]``: the reward estimate, then the ``m`` cost estimates."""
+    log_prior: Tensor | None
+    """``[..., B, K]``, normalised over ``K``; ``None`` is the uniform ``-log K``."""
+    epsilon: Tensor
+    """``[]`` or ``[...]``: bound on the mean divergence, nats."""
+    cost_limits: Tensor
+    """``[..., m]``: limits in the unit of the cost estimates."""
+
+
+class DualTerms(NamedTuple):
+    """The dual and its derivatives at one point, with the expectations they are made of."""
+
+    value: Tensor
+    """``[...]``, in the unit of the reward estimates."""
+    gradient: Tensor
+    """``[..., 1 + m]``: ``(epsilon - KL, d - E_q Q_c)``, the slack of each constraint."""
+    hessian: Tensor
+    """``[..., 1 + m, 1 + m]``, positive semidefinite; no elements if not asked for."""
+    expectation: Tensor
+    """``[..., 1 + m]``: ``mean_b E_q`` of the reward and of every cost estimate."""
+    weight: Tensor
+    """``[..., B, K]``: ``q``, rows sum to 1."""
+
+
+def dual_problem(
+    q_reward: Tensor,
+    q_cost: Tensor,
+    epsilon: float | Tensor,
+    cost_limits: float | Tensor,
+    log_prior: Tensor | None = None,
+) -> DualProblem:
+    """Arrange an E-step for evaluation, in the dtype of ``q_reward``.
+
+    Args:
+        q_reward: ``[..., B, K]``, discounted reward of each particle.
+        q_cost: ``[..., B, K, m]``, discounted costs; ``m = 0`` is an E-step without constraint (MPO).
+        epsilon: bound on ``mean_b KL(q_b || p_b)``, nats.
+        cost_limits: ``[..., m]``, in the unit of ``q_cost``.
+        log_prior: ``[..., B, K]``, log-probabilities of the actions, normalised here over ``K``; ``-inf``
+            excludes an action, whose estimates are then never looked at. ``None`` means uniform.
+
+    Example:
+        >>> problem = dual_problem(torch.zeros(5, 4), torch.zeros(5, 4, 2), 0.1, torch.ones(2))
+        >>> problem.features.shape
+        torch.Size([3, 5, 4])
+    """
+    features = torch.cat([q_reward.unsqueeze(-3), q_cost.movedim(-1, -3)], dim=-3)
+    if log_prior is not None:
+        log_prior = log_prior.to(features.dtype).log_softmax(-1)
+        features = torch.where(log_prior.isneginf().unsqueeze(-3), 0.0, features)
+    epsilon = torch.as_tensor(epsilon, dtype=features.dtype, device=features.device)
+    limits = torch.as_tensor(cost_limits, dtype=features.dtype, device=features.device)
+    return DualProblem(features.contiguous(), log_prior, epsilon, limits)
+
+
+def dual_terms(problem: DualProblem, eta: Tensor, lam: Tensor, hessian: bool = True) -> DualTerms:
+    """Dual of the E-step, its derivatives and its weights, from one exponential per particle.
+
+    With ``z = (Q_r - lam^T Q_c) / eta`` and ``q_bk = p_bk exp(z_bk) / sum_k p_bk exp(z_bk)``,
+
+        g(eta, lam)      = eta epsilon + lam^T d + eta mean_b log sum_k p_bk exp(z_bk)
+        dg/d eta         = epsilon - mean_b KL(q_b || p_b)
+        dg/d lam_i       = d_i - mean_b E_q Q_c,i
+        d2g/d eta d eta  = mean_b Var_q(z) / eta
+        d2g/d eta d lam  = mean_b Cov_q(z, Q_c) / eta
+        d2g/d lam d lam  = mean_b Cov_q(Q_c, Q_c) / eta
+
+    ``g`` is jointly convex for ``eta > 0`` and bounds from above what any ``q`` can reach that keeps
+    ``mean_b KL <= epsilon`` and ``mean_b E_q Q_c <= d``.
+
+    Args:
+        problem: from :func:`dual_problem`.
+        eta: ``[...]``, temperature, positive, in the unit of the reward estimates.
+        lam: ``[..., m]``, reward per cost.
+        hessian: leave out the Hessian when ``False``.
+
+    Source: CVPO (Liu et al. 2022, arXiv 2201.11927), dual of the E-step; derivatives by differentiation.
+
+    Example:
+        >>> q_reward = torch.tensor([[0.0, 1.0]])
+        >>> problem = dual_problem(q_reward, torch.zeros(1, 2, 0), 0.1, torch.zeros(0))
+        >>> terms = dual_terms(problem, torch.tensor(1.0), torch.zeros(0))
+        >>> terms.weight
+        tensor([[0.2689, 0.7311]])
+    """
+    features = problem.features
+    n, states, particles = features.shape[-3:]
+    eta = eta.unsqueeze(-1)
+    theta = torch.cat([torch.ones_like(eta), -lam], dim=-1) / eta  # z = theta . features
+    z = (theta.unsqueeze(-2) @ features.flatten(-2)).unflatten(-1, (states, particles)).squeeze(-3)
+    if problem.log_prior is not None:
+        z = z + problem.log_prior
+    highest = z.amax(-1, keepdim=True)
+    weight = (z - highest).exp_()
+    total = weight.sum(-1, keepdim=True)
+    weight = weight.div_(total)
+    log_partition = (highest + total.log()).mean((-2, -1))
+    if problem.log_prior is None:
+        log_partition = log_partition - math.log(particles)
+
+    weighted = weight.unsqueeze(-3) * features
+    mean = weighted.sum(-1)  # [..., 1 + m, B]
+    expectation = mean.mean(-1)
+    divergence = (theta * expectation).sum(-1) - log_partition
+    gradient = torch.cat(
+        [(problem.epsilon - divergence).unsqueeze(-1), problem.cost_limits - expectation[..., 1:]], dim=-1
+    )
+    value = eta.squeeze(-1) * (problem.epsilon + log_partition) + (lam * problem.cost_limits).sum(-1)
+    if not hessian:
+        return DualTerms(value, gradient, value.new_empty(0), expectation, weight)
+    second = weighted.flatten(-2) @ features.flatten(-2).mT
+    covariance = (second - mean @ mean.mT) / states
+    rows = torch.eye(n, dtype=z.dtype, device=z.device)[1:].expand(*theta.shape[:-1], n - 1, n)
+    to_z = torch.cat([theta.unsqueeze(-2), rows], dim=-2)  # (Q_r, Q_c) -> (z, Q_c)
+    return DualTerms(value, gradient, to_z @ covariance @ to_z.mT / eta.unsqueeze(-1), expectation, weight)
+
+
+def dual_value(
+    q_reward: Tensor,
+    q_cost: Tensor,
+    eta: Tensor,
+    lam: Tensor,
+    epsilon: float | Tensor,
+    cost_limits: float | Tensor,
+    log_prior: Tensor | None = None,
+) -> Tensor:
+    """``g(eta, lam) = eta epsilon + lam^T d + eta mean_b log sum_k p_bk exp((Q_r - lam^T Q_c)[b, k] / eta)``.
+
+    Arguments and shapes are those of :func:`dual_problem` and :func:`dual_terms`. Returns ``[...]``.
+
+    Example:
+        >>> q = torch.zeros(3, 4)
+        >>> dual_value(q, q.unsqueeze(-1), torch.tensor(2.0), torch.ones(1), 0.1, torch.ones(1))
+        tensor(1.2000)
+    """
+    problem = dual_problem(q_reward, q_cost, epsilon, cost_limits, log_prior)
+    return dual_terms(problem, eta, lam, hessian=False).value
+
+
+def dual_weight(
+    q_reward: Tensor, q_cost: Tensor, eta: Tensor, lam: Tensor, log_prior: Tensor | None = None
+) -> Tensor:
+    """``q_bk = p_bk exp((Q_r - lam^T Q_c)[b, k] / eta)``, normalised over ``k``.
+
+    Arguments and shapes are those of :func:`dual_problem` and :func:`dual_terms`. Returns ``[..., B, K]``.
+
+    Example:
+        >>> q = torch.tensor([[0.0, 1.0]])
+        >>> dual_weight(q, q.unsqueeze(-1), torch.tensor(0.5), torch.ones(1))
+        tensor([[0.5000, 0.5000]])
+    """
+    problem = dual_problem(q_reward, q_cost, 0.0, torch.zeros_like(lam), log_prior)
+    return dual_terms(problem, eta, lam, hessian=False).weight
