@@ -1,0 +1,101 @@
+"""Likelihood of weighted particles under a Gaussian, through their two sufficient moments."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class WhitenedMoments(NamedTuple):
+    """Weighted sums over particles in the coordinates ``z = L_old^-1 (a - μ_old)``, without unit.
+
+    Attributes:
+        total: ``Σ_k q_k``, ``[...]``; 1 where the weights are probabilities.
+        first: ``Σ_k q_k z_k``, ``[..., a]``.
+        second: ``Σ_k q_k z_k z_k^T``, ``[..., a, a]``.
+    """
+
+    total: Tensor
+    first: Tensor
+    second: Tensor
+
+
+def whitened_moments(
+    loc_old: Tensor, scale_tril_old: Tensor, action: Tensor, weight: Tensor
+) -> WhitenedMoments:
+    """Moments of particles about an older Gaussian, ``z_k = L_old^-1 (a_k - μ_old)``.
+
+    They are sufficient: every weighted log-likelihood of a Gaussian is a function of them. Whitened, they
+    are of order one however badly conditioned the covariance is.
+
+    Args:
+        loc_old: ``μ_old [..., a]``, in the unit of the action.
+        scale_tril_old: ``L_old [..., a, a]``, lower Cholesky factor, positive diagonal.
+        action: ``[..., K, a]``.
+        weight: ``q [..., K]``.
+
+    Returns:
+        The three sums.
+
+    Example:
+        >>> import torch
+        >>> action, weight = torch.tensor([[[1.0], [3.0]]]), torch.tensor([[0.5, 0.5]])
+        >>> m = whitened_moments(torch.ones(1, 1), 2 * torch.ones(1, 1, 1), action, weight)
+        >>> m.first, m.second
+        (tensor([[0.5000]]), tensor([[[0.5000]]]))
+    """
+    centred = (action - loc_old.unsqueeze(-2)).mT
+    white = torch.linalg.solve_triangular(scale_tril_old, centred, upper=False)
+    weighted = white * weight.unsqueeze(-2)
+    return WhitenedMoments(weight.sum(-1), weighted.sum(-1), weighted @ white.mT)
+
+
+def decoupled_log_likelihood(
+    moments: WhitenedMoments, shift: Tensor, ratio: Tensor, log_diag_old: Tensor, log_diag: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weighted log-likelihoods with one of mean and covariance old.
+
+        mean term:        Σ_k q_k log N(a_k; μ, Σ_old) = -½ [tr S - 2 eᵀδ + w δᵀδ] - w c(L_old)
+        covariance term:  Σ_k q_k log N(a_k; μ_old, Σ) = -½ tr(M S Mᵀ)             - w c(L)
+
+    with the moments ``w, e, S``, ``δ = L_old^-1 (μ - μ_old)``, ``M = L^-1 L_old`` and
+    ``c(L) = Σ_i log L_ii + ½ a log 2π``.
+
+    Args:
+        moments: of the particles about the old Gaussian.
+        shift: ``δ [..., a]``.
+        ratio: ``M [..., a, a]``.
+        log_diag_old: ``Σ_i log (L_old)_ii [...]``.
+        log_diag: ``Σ_i log L_ii [...]``.
+
+    Returns:
+        ``(mean term, covariance term)``, each ``[...]``, in nats.
+    """
+    constant = 0.5 * shift.shape[-1] * math.log(2 * math.pi)
+    spread = moments.second.diagonal(dim1=-2, dim2=-1).sum(-1)
+    cross = (moments.first * shift).sum(-1)
+    distance = spread - 2 * cross + moments.total * shift.square().sum(-1)
+    mean_term = -0.5 * distance - moments.total * (log_diag_old + constant)
+    return mean_term, _covariance_term(moments.second, ratio) - moments.total * (log_diag + constant)
+
+
+def joint_log_likelihood(moments: WhitenedMoments, shift: Tensor, ratio: Tensor, log_diag: Tensor) -> Tensor:
+    """Weighted log-likelihood under the new mean and covariance together.
+
+        Σ_k q_k log N(a_k; μ, Σ) = -½ tr(M S_δ Mᵀ) - w c(L),    S_δ = S - e δᵀ - δ eᵀ + w δ δᵀ
+
+    Arguments as in `decoupled_log_likelihood`. Returns ``[...]``, in nats.
+    """
+    constant = 0.5 * shift.shape[-1] * math.log(2 * math.pi)
+    cross = moments.first.unsqueeze(-1) * shift.unsqueeze(-2)
+    outer = moments.total[..., None, None] * shift.unsqueeze(-1) * shift.unsqueeze(-2)
+    about_new = moments.second - cross - cross.mT + outer
+    return _covariance_term(about_new, ratio) - moments.total * (log_diag + constant)
+
+
+def _covariance_term(second: Tensor, ratio: Tensor) -> Tensor:
+    """``-½ tr(M S Mᵀ)``."""
+    return -0.5 * ((ratio @ second) * ratio).sum((-2, -1))
