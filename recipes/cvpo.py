@@ -138,9 +138,12 @@ def main(config: Config) -> None:
         observation_dim, action_dim, config.cost_critics, num_costs, **hidden, **bounds
     ).to(device)
     mstep = MStepLoss(policy, trust_region=HardTrustRegion(config.kl_mean, config.kl_cov)).to(device)
+    # Target parameters follow by Polyak averaging; TorchRL wants the updaters before the first use.
+    targets = [SoftUpdate(mstep, eps=config.polyak)]
     td = {"gamma": config.gamma, "policy_params": mstep.target_policy_params}
     reward_td = TDLoss(reward_critic, policy, reward_key=keys.REWARD, aggregate="min", **td)
     cost_td = TDLoss(cost_critic, policy, reward_key=keys.COST, aggregate=config.cost_aggregate, **td)
+    targets += [SoftUpdate(loss, eps=config.polyak) for loss in (reward_td, cost_td)]
     particles = ParticleSampler(
         policy,
         reward_critic,
@@ -166,8 +169,6 @@ def main(config: Config) -> None:
             {"params": list(mstep.trust_region.parameters()), "lr": config.alpha_lr},
         ]
     )
-    targets = [SoftUpdate(loss, eps=config.polyak) for loss in (reward_td, cost_td, mstep)]
-
     size = min(config.buffer_size, config.total_frames)
     buffer = TensorDictReplayBuffer(
         storage=LazyTensorStorage(size, device=device), batch_size=config.batch_size
@@ -228,6 +229,7 @@ def main(config: Config) -> None:
                 frames_per_batch=config.frames_per_batch,
                 policy_device=device,
                 env_device="cpu",
+                auto_register_policy_transforms=False,
             )
         averages, episodes = Averages(), EpisodeStatistics(config.cost_limit)
         updates_owed = 0.0

@@ -155,13 +155,8 @@ class Run:
                 **metrics,
             }
         )
-        self._bar.set_postfix(
-            {
-                key.removeprefix("episode_"): f"{metrics[key]:.3g}"
-                for key in shown
-                if not math.isnan(metrics[key])
-            }
-        )
+        known = {key: metrics[key] for key in shown if not math.isnan(metrics.get(key, math.nan))}
+        self._bar.set_postfix({key.removeprefix("episode_"): f"{known[key]:.3g}" for key in known})
 
     def save(self) -> Path:
         """Write a checkpoint of every component and return its path."""
