@@ -8,9 +8,10 @@ from typing import Literal, get_args
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictParams
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, TensorDictParams
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
+from torchrl.modules import ProbabilisticActor
 from torchrl.objectives.common import LossModule
 
 from safe_components import keys
@@ -131,6 +132,7 @@ class MStepLoss(LossModule):
         self.likelihood, self.check_weights = likelihood, check_weights
         self.convert_to_functional(policy, "policy", create_target_params=True)
         self.trust_region = trust_region
+        self._single_network = _is_single_network(policy)
 
     def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
         """No value estimator is involved."""
@@ -180,10 +182,20 @@ class MStepLoss(LossModule):
 
     def _gaussian(self, params: TensorDictParams, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """``loc`` and ``scale_tril`` of the policy with these parameters; writes nothing to the input."""
-        inputs = tensordict.select(*self.policy.in_keys)
-        with params.to_module(self.policy):
-            outputs = self.policy.get_dist_params(inputs)
-        return outputs.get(self.tensor_keys.loc), outputs.get(self.tensor_keys.scale_tril)
+        if self._single_network:
+            # Called on tensors: the dictionaries in between would cost half of what the network does.
+            module = self.policy.module[0]
+            with params.get(("module", "0", "module")).to_module(module.module):
+                values = module.module(*(tensordict.get(key) for key in module.in_keys))
+            outputs = dict(zip(module.out_keys, values, strict=True))
+        else:
+            with params.to_module(self.policy):
+                outputs = self.policy.get_dist_params(tensordict.select(*self.policy.in_keys))
+        names = self.tensor_keys
+        loc, scale_tril = outputs.get(names.loc, None), outputs.get(names.scale_tril, None)
+        if loc is None or scale_tril is None:
+            raise KeyError(f"the policy must write {names.loc!r} and {names.scale_tril!r} (see set_keys)")
+        return loc, scale_tril
 
     def _old_gaussian(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         loc = tensordict.get(self.tensor_keys.particle_loc, None)
@@ -219,6 +231,14 @@ class MStepLoss(LossModule):
                     f"the particles' weights must sum to 1 in every state, they miss it by up to "
                     f"{error:.3g}; run the E-step first or normalise them"
                 )
+
+
+def _is_single_network(policy: ProbabilisticTensorDictSequential) -> bool:
+    """Whether the actor is ``[TensorDictModule(network), distribution]`` and nothing else."""
+    if type(policy) not in (ProbabilisticActor, ProbabilisticTensorDictSequential):
+        return False
+    modules = list(policy.module)
+    return len(modules) == 2 and type(modules[0]) is TensorDictModule and len(modules[0].out_keys) > 1
 
 
 def _solve(lower: Tensor, right: Tensor) -> Tensor:

@@ -47,10 +47,11 @@ def whitened_moments(
         >>> m.first, m.second
         (tensor([[0.5000]]), tensor([[[0.5000]]]))
     """
-    centred = (action - loc_old.unsqueeze(-2)).mT
-    white = torch.linalg.solve_triangular(scale_tril_old, centred, upper=False)
-    weighted = white * weight.unsqueeze(-2)
-    return WhitenedMoments(weight.sum(-1), weighted.sum(-1), weighted @ white.mT)
+    # Solved from the right, z^T = (a - μ_old)^T L_old^-T, which reads the particles as they are stored.
+    centred = action - loc_old.unsqueeze(-2)
+    white = torch.linalg.solve_triangular(scale_tril_old.mT, centred, upper=True, left=False)
+    weighted = white * weight.unsqueeze(-1)
+    return WhitenedMoments(weight.sum(-1), weighted.sum(-2), white.mT @ weighted)
 
 
 def decoupled_log_likelihood(
