@@ -22,6 +22,7 @@ import numpy as np
 import xmltodict
 
 from safe_components.envs.safety_gymnasium import textures
+from safe_components.envs.safety_gymnasium.checks import checked_action
 
 VERSION = "1.0.0"
 INSTALL = f"pip install --no-deps safety-gymnasium=={VERSION}"
@@ -162,7 +163,7 @@ def _stand_ins() -> dict[str, types.ModuleType]:
 
 def _adapt(package: types.ModuleType) -> None:
     """Replace the names inside the package that the installed stack no longer serves."""
-    from safety_gymnasium import world
+    from safety_gymnasium import builder, world
     from safety_gymnasium.bases import base_agent, underlying
     from safety_gymnasium.utils import keyboard_viewer, registration
 
@@ -173,6 +174,7 @@ def _adapt(package: types.ModuleType) -> None:
     base_agent.BaseAgent._init_jnt_sensors = _scalar_joint_ids(base_agent.BaseAgent._init_jnt_sensors)
     # A reset compiles its XML through world.xmltodict: choose the textures there.
     world.xmltodict = types.SimpleNamespace(parse=xmltodict.parse, unparse=textures.unparse)
+    builder.Builder.step = _checked_step(builder.Builder.step)
     # gymnasium >= 1.0 asks viewers for the frame's size.
     underlying.OffScreenViewer = _sized(underlying.OffScreenViewer)
     window_init = keyboard_viewer.WindowViewer.__init__
@@ -199,6 +201,14 @@ def _scalar_joint_ids(init_jnt_sensors: Callable[[Any], None]) -> Callable[[Any]
             self.engine = engine
 
     return _init_jnt_sensors
+
+
+def _checked_step(step: Callable[..., Any]) -> Callable[..., Any]:
+    # Theirs casts with np.array(action, copy=False), which refuses lists since NumPy 2.
+    def checked_step(self: Any, action: Any) -> Any:
+        return step(self, checked_action(self, action))
+
+    return checked_step
 
 
 def _sized(viewer: Any) -> Any:

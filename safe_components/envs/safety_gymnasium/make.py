@@ -12,6 +12,7 @@ import numpy as np
 from gymnasium.envs.registration import load_env_creator
 
 from safe_components.envs.safety_gymnasium.compat import load_safety_gymnasium
+from safe_components.envs.safety_gymnasium.fast import accelerate
 
 _MULTI_AGENT = re.compile(r"^Safety(\d+[xp]\d+|\w*Multi)")
 
@@ -84,6 +85,8 @@ def make_safety_gymnasium(
     if task is not None and max_episode_steps is not None:
         task.num_steps = max_episode_steps  # navigation tasks count their steps themselves, too
     env.unwrapped.spec = spec
+    if fast:
+        accelerate(env)
     return SafeTimeLimit(gymnasium.wrappers.OrderEnforcing(env), max_episode_steps or spec.max_episode_steps)
 
 

@@ -1,0 +1,235 @@
+"""Agents and obstacles that read MuJoCo by index instead of by name, with the same numbers.
+
+Each class is mixed in before one of the package's own (see :mod:`fast`) and replaces only what is
+evaluated every step: positions, distances, contacts.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import mujoco
+import numpy as np
+
+from safe_components.envs.safety_gymnasium.fast_index import Index, index_of
+
+if TYPE_CHECKING:
+    _Base: Any = object
+else:
+    _Base = object
+
+
+class FastAgent(_Base):
+    """A ``BaseAgent`` with cached look-ups."""
+
+    @property
+    def lookup(self) -> Index:
+        """Look-ups into the present model."""
+        return index_of(self.engine, self)
+
+    @property
+    def pos(self) -> np.ndarray:
+        """Position in the world [3]."""
+        return self.lookup.agent_pos.copy()
+
+    @property
+    def mat(self) -> np.ndarray:
+        """Rotation matrix [3, 3]."""
+        return self.lookup.agent_mat.copy()
+
+    @property
+    def vel(self) -> np.ndarray:
+        """Cartesian velocity [3]."""
+        index = self.lookup
+        return index.velocity(index.agent_body, mujoco.mj_jacBody)
+
+    def get_sensor(self, name: str) -> np.ndarray:
+        """Reading of one sensor."""
+        index = self.lookup
+        return index.data.sensordata[index.sensor(name)].copy()
+
+    def dist_xy(self, pos: Any) -> float:
+        """Distance to a position in the plane."""
+        x, y = self.lookup.agent_pos[:2].tolist()
+        dx, dy = float(pos[0]) - x, float(pos[1]) - y
+        return math.sqrt(dx * dx + dy * dy)
+
+    def apply_action(self, action: np.ndarray, noise: np.ndarray | None = None) -> None:
+        """Write the action, clipped to its range, into the controls."""
+        if noise is not None:
+            self._own.apply_action(self, action, noise)
+            return
+        engine = self.engine
+        bounds, ctrl = engine.model.actuator_ctrlrange, engine.data.ctrl
+        np.minimum(np.maximum(action, bounds[:, 0]), bounds[:, 1], out=ctrl)
+
+
+class FastAnt(FastAgent):
+    """The ``Ant``, which dies when its torso touches the ground."""
+
+    def is_alive(self) -> bool:
+        """Whether the torso is above the ground."""
+        return self.lookup.agent_pos[2] > 0.08
+
+
+class _FastObject(_Base):
+    pattern = ""
+
+    @property
+    def lookup(self) -> Index:
+        """Look-ups into the present model."""
+        return index_of(self.engine, self.agent)
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Ids of this object's bodies."""
+        return self.lookup.bodies(self.pattern, getattr(self, "num", 1))
+
+
+class _FastSingle(_FastObject):
+    @property
+    def pos(self) -> np.ndarray:
+        """Position in the world [3]."""
+        index = self.lookup
+        return index.data.xpos[self.ids[0]].copy()
+
+
+class _FastGroup(_FastObject):
+    @property
+    def pos(self) -> np.ndarray:
+        """Positions in the world [num, 3]."""
+        return self.lookup.data.xpos[self.ids]
+
+    def contact_cost_of(self, key: str, name: str, unit: float, but: str | None = None) -> dict[str, Any]:
+        cost = 0
+        for _ in range(self.lookup.touching(name, but=but)):  # as many additions as the original makes
+            cost += unit
+        return {key: cost}
+
+
+class FastGoal(_FastSingle):
+    """``Goal`` with cached look-ups."""
+
+    pattern = "goal"
+
+
+class FastPushBox(_FastSingle):
+    """``PushBox`` with cached look-ups."""
+
+    pattern = "push_box"
+
+
+class FastHazards(_FastGroup):
+    """``Hazards`` with cached look-ups; the cost is the depth of the agent inside each."""
+
+    pattern = "hazard{}"
+
+    def cal_cost(self) -> dict[str, Any]:
+        """Cost of the hazards."""
+        if not self.is_constrained:
+            return {}
+        cost, size = 0, self.size
+        x, y = self.lookup.agent_pos[:2].tolist()
+        for hx, hy, _ in self.pos.tolist():
+            dx, dy = hx - x, hy - y
+            distance = math.sqrt(dx * dx + dy * dy)
+            if distance <= size:
+                cost += self.cost * (size - distance)
+        return {"cost_hazards": cost}
+
+
+class FastPillars(_FastGroup):
+    """``Pillars`` with cached look-ups."""
+
+    pattern = "pillar{}"
+
+    def cal_cost(self) -> dict[str, Any]:
+        """Cost of the contacts."""
+        return self.contact_cost_of("cost_pillars", "pillar", self.cost) if self.is_constrained else {}
+
+
+class FastButtons(_FastGroup):
+    """``Buttons`` with cached look-ups."""
+
+    pattern = "button{}"
+
+    def cal_cost(self) -> dict[str, Any]:
+        """Cost of touching a button that is not the goal."""
+        if not self.is_constrained or self.timer != 0:
+            return {}
+        return self.contact_cost_of("cost_buttons", "button", self.cost, but=f"button{self.goal_button}")
+
+
+class FastSigwalls(_FastObject):
+    """``Sigwalls``: the cost of standing outside of the walls."""
+
+    def cal_cost(self) -> dict[str, Any]:
+        """Cost of the boundary."""
+        if not self.is_constrained:
+            return {}
+        x, y = self.lookup.agent_pos[:2].tolist()
+        outside = abs(x) > self.locate_factor or (self.num == 4 and abs(y) > self.locate_factor)
+        return {"cost_out_of_boundary": outside}
+
+
+class FastVases(_FastGroup):
+    """``Vases`` with cached look-ups: cost of touching and of moving them."""
+
+    pattern = "vase{}"
+
+    def cal_cost(self) -> dict[str, Any]:
+        """Cost of contacts and velocities."""
+        if not self.is_constrained or self.displace_cost:
+            return self._own.cal_cost(self)
+        cost: dict[str, Any] = {"cost_vases_contact": 0}
+        if self.contact_cost:
+            cost = self.contact_cost_of("cost_vases_contact", "vase", self.contact_cost)
+        if self.velocity_cost:
+            total, index = 0, self.lookup
+            for body in self.ids.tolist():
+                velocity = index.velocity(body, mujoco.mj_jacBody)
+                speed = np.sqrt(np.sum(np.square(velocity)))
+                if speed >= self.velocity_threshold:
+                    total += speed * self.velocity_cost
+            cost["cost_vases_velocity"] = total
+        return cost
+
+
+class FastGremlins(_FastGroup):
+    """``Gremlins`` with cached look-ups: objects dragged along circles."""
+
+    pattern = "gremlin{}obj"
+
+    def cal_cost(self) -> dict[str, Any]:
+        """Cost of the contacts."""
+        return (
+            self.contact_cost_of("cost_gremlins", "gremlin", self.contact_cost) if self.is_constrained else {}
+        )
+
+    def move(self) -> None:
+        """Set the positions that drag the gremlins, for the present time."""
+        index = self.lookup
+        phase = float(index.data.time)
+        x, y = (np.array([np.sin(phase), np.cos(phase)]) * self.travel).tolist()
+        ids = index.model.body_mocapid[index.bodies("gremlin{}mocap", self.num)]
+        index.data.mocap_pos[ids] = (x, y, self.size)
+
+
+OBJECTS: dict[str, type] = {
+    "Buttons": FastButtons,
+    "Goal": FastGoal,
+    "Gremlins": FastGremlins,
+    "Hazards": FastHazards,
+    "Pillars": FastPillars,
+    "PushBox": FastPushBox,
+    "Sigwalls": FastSigwalls,
+    "Vases": FastVases,
+}
+AGENTS: dict[str, type] = {
+    "Ant": FastAnt,
+    "Car": FastAgent,
+    "Doggo": FastAgent,
+    "Point": FastAgent,
+    "Racecar": FastAgent,
+}
