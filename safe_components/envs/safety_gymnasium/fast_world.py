@@ -61,6 +61,7 @@ class WorldTemplate:
         model.body_ipos[self._massless] = model.body_pos[self._massless]
         model.body_iquat[self._massless] = model.body_quat[self._massless]
         model.eq_data[self._welds, 6:10] = 0.0  # no pose: to be taken from those of the two bodies
+        mujoco.mj_resetData(model, data)  # the constants are taken with the mocap bodies at their start
         mujoco.mj_setConst(model, data)
         mujoco.mj_resetData(model, data)
 
