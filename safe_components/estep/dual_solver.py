@@ -49,8 +49,8 @@ class DualSolver(nn.Module, ABC):
     ``epsilon`` above the divergence of the best action), ``eta`` stops at ``eta_min`` and, of all optimal
     ``q``, the one of least divergence is returned, at most ``eta_min epsilon`` below the optimum. If all
     rewards of a state are equal in every state, ``q`` is the least change of the prior that meets the
-    limits, the prior itself if it does. A cost that is the same for all actions leaves the problem with ``lam_i = 0``;
-    if its value exceeds the limit, ``feasible`` is false.
+    limits, the prior itself if it does. A cost that is the same for all actions leaves the problem with
+    ``lam_i = 0``; if its value exceeds the limit, ``feasible`` is false.
 
     Args:
         tol: KKT residual (see :func:`~safe_components.estep.kkt.kkt_residual`) called converged.
@@ -83,8 +83,20 @@ class DualSolver(nn.Module, ABC):
         self.feasible_tol = feasible_tol
 
     @abstractmethod
-    def minimise(self, problem: DualProblem, point: Tensor, lower: Tensor, upper: Tensor) -> Minimum:
-        """Minimise the scaled dual from ``point`` ``[..., 1 + m]`` within ``[lower, upper]``."""
+    def minimise(
+        self,
+        problem: DualProblem,
+        point: Tensor,
+        lower: Tensor,
+        upper: Tensor,
+        spread: Tensor,
+        enough: Tensor,
+    ) -> Minimum:
+        """Minimise the scaled dual from ``point`` ``[..., 1 + m]`` within ``[lower, upper]``.
+
+        ``spread`` ``[..., 1 + m]`` is the unit of each estimate, for solvers that work in the caller's own.
+        A value below ``enough`` ``[...]`` settles the matter: the solver may stop there.
+        """
 
     @torch.no_grad()
     def forward(
@@ -142,7 +154,12 @@ class DualSolver(nn.Module, ABC):
             start = torch.where(warm.isfinite(), warm, cold)
         start = start.clamp(lower, upper)
 
-        main = self.minimise(problem, start, lower, upper)
+        if infeasible == "recover":
+            # Below the worst reward there is, no feasible q is left: the limits cannot be met.
+            enough = _least_reward(problem)
+        else:
+            enough = torch.full_like(start[..., 0], -torch.inf)
+        main = self.minimise(problem, start, lower, upper, scaled.spread, enough)
         terms = dual_terms(problem, main.point[..., 0], main.point[..., 1:], hessian=False)
         residual = kkt_residual(terms.gradient, main.point, lower, upper, problem.epsilon)
         violated = (-terms.gradient[..., 1:] > self.feasible_tol).any(-1)
@@ -182,7 +199,10 @@ class DualSolver(nn.Module, ABC):
         lower[..., 0] = self.eta_min
         start = torch.maximum(self._cold_start(problem), upper.clamp_max(1.0))
         start[..., 0] = (2.0 * problem.epsilon).rsqrt()
-        minimum = self.minimise(problem, start, lower, upper)
+        enough = torch.full_like(start[..., 0], -torch.inf)
+        spread = scaled.spread.clone()
+        spread[..., 0] = 1.0
+        minimum = self.minimise(problem, start, lower, upper, spread, enough)
         terms = dual_terms(problem, minimum.point[..., 0], minimum.point[..., 1:], hessian=False)
         residual = kkt_residual(terms.gradient, minimum.point, lower, upper, problem.epsilon)
         reward = (terms.weight * scaled.problem.features[..., 0, :, :]).sum(-1).mean(-1)
@@ -244,6 +264,11 @@ class _Answer(NamedTuple):
 
         picked = _Answer(*(pick(a, b) for a, b in zip(self, other, strict=True)))
         return picked._replace(iterations=self.iterations + other.iterations)
+
+
+def _least_reward(problem: DualProblem) -> Tensor:
+    """A little less than any ``q`` can have."""
+    return problem.features[..., 0, :, :].amin(-1).mean(-1) - 1.0
 
 
 def _check_shapes(

@@ -60,47 +60,70 @@ class NewtonDualSolver(DualSolver):
         self.fixed_iterations = fixed_iterations
         self.synchronises = fixed_iterations is None
 
-    def minimise(self, problem: DualProblem, point: Tensor, lower: Tensor, upper: Tensor) -> Minimum:
+    def minimise(
+        self,
+        problem: DualProblem,
+        point: Tensor,
+        lower: Tensor,
+        upper: Tensor,
+        spread: Tensor,
+        enough: Tensor,
+    ) -> Minimum:
         """See :meth:`DualSolver.minimise`."""
         terms = dual_terms(problem, point[..., 0], point[..., 1:])
         value, gradient, hessian = terms.value, terms.gradient, terms.hessian
-        length = torch.ones_like(value)
+        radius = torch.ones_like(value)
         iterations = torch.ones_like(value, dtype=torch.long)
         for _ in range(self.fixed_iterations or self.max_iterations):
             done = kkt_residual(gradient, point, lower, upper, problem.epsilon) <= self.tol
+            done = done | (value < enough)
             if self.synchronises and bool(done.all()):
                 break
-            step = _newton_step(point, gradient, hessian, lower, upper)
-            # The dual is not defined at eta = 0: approach it by a factor of ten at a time.
-            floor = torch.cat([torch.maximum(lower[..., :1], 0.1 * point[..., :1]), lower[..., 1:]], -1)
-            trial = torch.minimum(torch.maximum(point + length.unsqueeze(-1) * step, floor), upper)
+            step, size = _newton_step(point, gradient, hessian, lower, upper, radius)
+            trial = torch.minimum(torch.maximum(point + step, lower), upper)
             terms = dual_terms(problem, trial[..., 0], trial[..., 1:])
             promised = (gradient * (trial - point)).sum(-1)
-            rounding = 1e-14 * (1.0 + value.abs())
+            rounding = 1e-14 * (1.0 + value.abs() + point.sum(-1))
             accept = (terms.value <= value + 1e-4 * promised + rounding) & ~done
             vector, matrix = accept.unsqueeze(-1), accept[..., None, None]
             point = torch.where(vector, trial, point)
             value = torch.where(accept, terms.value, value)
             gradient = torch.where(vector, terms.gradient, gradient)
             hessian = torch.where(matrix, terms.hessian, hessian)
-            length = torch.where(accept, 1.0, 0.25 * length)
+            radius = torch.where(accept, (4.0 * radius).clamp_max(1.0), 0.25 * torch.minimum(radius, size))
             iterations = iterations + ~done
         return Minimum(point, iterations)
 
 
-def _newton_step(point: Tensor, gradient: Tensor, hessian: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """``-H_ff^-1 g_f`` for the free multipliers, 0 for those that a bound holds."""
+def _newton_step(
+    point: Tensor, gradient: Tensor, hessian: Tensor, lower: Tensor, upper: Tensor, radius: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Newton's step for the free multipliers inside a box, and its size as a share of the full box.
+
+    The box of radius 1 lets ``eta`` change tenfold and ``lam`` by ``10 (1 + lam)``. The costs' multipliers
+    are eliminated first, so that they follow ``eta`` where the box cuts its step: along a ridge on
+    which ``eta`` goes to its bound (parallel estimates) all move together.
+    """
     held = ((point <= lower) & (gradient > 0)) | ((point >= upper) & (gradient < 0))
-    free = (~held).to(gradient.dtype)
     diagonal = hessian.diagonal(dim1=-2, dim2=-1)
-    scale = free * (diagonal + 1e-300).clamp_min(1e-300).rsqrt()
-    matrix = hessian * scale.unsqueeze(-1) * scale.unsqueeze(-2)
-    # Unit diagonal, plus a trace that keeps singular Hessians (parallel estimates) solvable.
+    scale = torch.where(held, 0.0, diagonal.clamp_min(1e-60).rsqrt())
+    rows = hessian * (scale.unsqueeze(-1) * scale.unsqueeze(-2))
+    # Unit diagonal, plus a trace that keeps singular Hessians solvable.
     n = gradient.shape[-1]
-    matrix = matrix + torch.diag_embed(1.0 + 1e-12 - matrix.diagonal(dim1=-2, dim2=-1))
-    rows = torch.cat([matrix, -(gradient * scale).unsqueeze(-1)], dim=-1)
-    for i in range(n):  # Gauss-Jordan: n is small, and no library call waits for the device
-        pivot = rows[..., i : i + 1, :] / rows[..., i : i + 1, i : i + 1]
-        rows = rows - rows[..., :, i : i + 1] * pivot
-        rows = torch.cat([rows[..., :i, :], pivot, rows[..., i + 1 :, :]], dim=-2)
-    return rows[..., -1] * scale
+    eye = torch.eye(n, dtype=rows.dtype, device=rows.device)
+    rows = torch.cat([torch.where(eye > 0, 1.0 + 1e-12, rows), (gradient * scale).unsqueeze(-1)], dim=-1)
+    for i in range(1, n):  # Gauss-Jordan: n is small, and no library call waits for the device
+        column, pivot = rows[..., i : i + 1], rows[..., i : i + 1, :]
+        rows = rows - (column - eye[:, i : i + 1]) * (pivot / pivot[..., i : i + 1])
+    eta = point[..., :1]
+    radius = radius.unsqueeze(-1)
+    unit = scale[..., :1].clamp_min(1e-300)
+    least = torch.maximum(lower[..., :1] - eta, -0.9 * radius * eta)
+    move = -rows[..., 0, -1:] / rows[..., 0, :1].clamp_min(1e-10)
+    move = torch.minimum(torch.maximum(move, least / unit), 9.0 * radius * eta / unit)
+    step = scale * torch.cat([move, -rows[..., 1:, -1] - rows[..., 1:, 0] * move], dim=-1)
+    eta_size = torch.maximum(step[..., :1] / 9.0, step[..., :1] / -0.9) / eta
+    size = torch.cat([eta_size, step[..., 1:].abs() / (10.0 + 10.0 * point[..., 1:])], dim=-1)
+    size = size.amax(-1, keepdim=True)
+    share = (radius / size.clamp_min(1e-300)).clamp_max(1.0)
+    return step * share, (size * share).squeeze(-1)

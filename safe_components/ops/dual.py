@@ -99,35 +99,35 @@ def dual_terms(problem: DualProblem, eta: Tensor, lam: Tensor, hessian: bool = T
         tensor([[0.2689, 0.7311]])
     """
     features = problem.features
-    n, states, particles = features.shape[-3:]
+    states, particles = features.shape[-2:]
     eta = eta.unsqueeze(-1)
     theta = torch.cat([torch.ones_like(eta), -lam], dim=-1) / eta  # z = theta . features
-    z = (theta.unsqueeze(-2) @ features.flatten(-2)).unflatten(-1, (states, particles)).squeeze(-3)
-    if problem.log_prior is not None:
-        z = z + problem.log_prior
-    highest = z.amax(-1, keepdim=True)
-    weight = (z - highest).exp_()
+    z = (theta.unsqueeze(-2) @ features.flatten(-2)).unflatten(-1, (states, particles))
+    logits = z.squeeze(-3) if problem.log_prior is None else z.squeeze(-3) + problem.log_prior
+    highest = logits.amax(-1, keepdim=True)
+    weight = (logits - highest).exp_()
     total = weight.sum(-1, keepdim=True)
     weight = weight.div_(total)
-    log_partition = (highest + total.log()).mean((-2, -1))
+    log_partition = (highest + total.log_()).mean((-2, -1))
     if problem.log_prior is None:
         log_partition = log_partition - math.log(particles)
 
-    weighted = weight.unsqueeze(-3) * features
-    mean = weighted.sum(-1)  # [..., 1 + m, B]
-    expectation = mean.mean(-1)
-    divergence = (theta * expectation).sum(-1) - log_partition
-    gradient = torch.cat(
-        [(problem.epsilon - divergence).unsqueeze(-1), problem.cost_limits - expectation[..., 1:]], dim=-1
-    )
+    # Of z and the costs, not of reward and costs: where eta is small, z is a small difference.
+    moments = torch.cat([z, features[..., 1:, :, :]], dim=-3)
+    weights = weight.unsqueeze(-3)
+    mean = (weights * moments).sum(-1, keepdim=True)  # [..., 1 + m, B, 1]
+    expected = mean.mean((-2, -1))
+    expected_z, expected_cost = expected[..., :1], expected[..., 1:]
+    slack = problem.epsilon - (expected_z.squeeze(-1) - log_partition)
+    gradient = torch.cat([slack.unsqueeze(-1), problem.cost_limits - expected_cost], dim=-1)
     value = eta.squeeze(-1) * (problem.epsilon + log_partition) + (lam * problem.cost_limits).sum(-1)
+    expected_reward = eta * expected_z + (lam * expected_cost).sum(-1, keepdim=True)
+    expectation = torch.cat([expected_reward, expected_cost], dim=-1)
     if not hessian:
         return DualTerms(value, gradient, value.new_empty(0), expectation, weight)
-    second = weighted.flatten(-2) @ features.flatten(-2).mT
-    covariance = (second - mean @ mean.mT) / states
-    rows = torch.eye(n, dtype=z.dtype, device=z.device)[1:].expand(*theta.shape[:-1], n - 1, n)
-    to_z = torch.cat([theta.unsqueeze(-2), rows], dim=-2)  # (Q_r, Q_c) -> (z, Q_c)
-    return DualTerms(value, gradient, to_z @ covariance @ to_z.mT / eta.unsqueeze(-1), expectation, weight)
+    moments -= mean
+    second = (weights * moments).flatten(-2) @ moments.flatten(-2).mT
+    return DualTerms(value, gradient, second / (states * eta.unsqueeze(-1)), expectation, weight)
 
 
 def dual_value(

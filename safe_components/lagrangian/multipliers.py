@@ -1,0 +1,208 @@
+"""Lagrange multipliers moved by the costs of the episodes just collected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class _Multiplier(nn.Module):
+    """Limits and checks that both multipliers share."""
+
+    def __init__(self, cost_limits: float | Sequence[float] | Tensor, max_value: float | None) -> None:
+        super().__init__()
+        limits = torch.as_tensor(cost_limits, dtype=torch.float64).detach().clone().reshape(-1)
+        if not bool((limits.isfinite() & (limits >= 0)).all()):
+            raise ValueError(f"cost_limits={limits.tolist()} must be finite and at least 0")
+        if max_value is not None and not max_value > 0:
+            raise ValueError(f"max_value={max_value} must be positive, or None")
+        self.max_value = max_value
+        self.cost_limits: Tensor
+        self.lam: Tensor
+        self.clipped: Tensor
+        self.register_buffer("cost_limits", limits)
+        self.register_buffer("lam", torch.zeros_like(limits))
+        self.register_buffer("clipped", torch.zeros_like(limits, dtype=torch.bool))
+
+    def set_cost_limits(self, cost_limits: float | Sequence[float] | Tensor) -> None:
+        """Replace the limits, for example by a schedule; their number stays."""
+        limits = torch.as_tensor(cost_limits, dtype=torch.float64).reshape(-1)
+        if limits.shape != self.cost_limits.shape:
+            raise ValueError(f"{limits.numel()} cost_limits cannot replace {self.cost_limits.numel()}")
+        if not bool((limits.isfinite() & (limits >= 0)).all()):
+            raise ValueError(f"cost_limits={limits.tolist()} must be finite and at least 0")
+        self.cost_limits.copy_(limits)
+
+    def forward(self) -> Tensor:
+        """The multipliers as they stand, ``[m]``."""
+        return self.lam.clone()
+
+    def _observed(self, episode_cost: float | Sequence[float] | Tensor) -> Tensor:
+        cost = torch.as_tensor(episode_cost, dtype=torch.float64, device=self.lam.device).detach()
+        m = self.lam.shape[0]
+        if cost.ndim > 1:
+            raise ValueError(
+                f"episode_cost must be the mean over episodes, [m] = [{m}], got shape {tuple(cost.shape)}"
+            )
+        cost = cost.reshape(-1)
+        if cost.shape[0] != m:
+            raise ValueError(f"episode_cost holds {cost.shape[0]} costs for {m} cost_limits")
+        if not bool(cost.isfinite().all()):
+            raise ValueError(f"episode_cost={cost.tolist()} must be finite")
+        return cost
+
+    def _set(self, lam: Tensor) -> Tensor:
+        if self.max_value is None:
+            self.lam.copy_(lam)
+        else:
+            self.clipped.copy_(lam > self.max_value)
+            self.lam.copy_(lam.clamp_max(self.max_value))
+        return self.lam.clone()
+
+
+class GradientMultiplier(_Multiplier):
+    """Projected gradient ascent on the Lagrangian ``max_pi J_r - sum_i lam_i (J_c,i - d_i)``.
+
+        lam_i <- [lam_i + lr (J_c,i - d_i)]_+        (and at most max_value)
+
+    ``J_c`` is the undiscounted cost of an episode, the mean over those just collected; the critic's
+    estimate on replayed states moves the multiplier by the policies of the past.
+
+    Args:
+        cost_limits: ``d``, cost per episode, one per cost signal.
+        lr: step size, multiplier per cost.
+        init: first multiplier, not negative.
+        max_value: upper bound; ``None`` for none. :attr:`clipped` ``[m]`` says where the last update
+            met it.
+
+    Attributes:
+        lam: ``[m]``, the multipliers (a buffer, float64, as all state here).
+
+    Example:
+        >>> multiplier = GradientMultiplier(cost_limits=25.0, lr=0.1)
+        >>> multiplier.update(30.0)
+        tensor([0.5000], dtype=torch.float64)
+        >>> multiplier.update(10.0)
+        tensor([0.], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        cost_limits: float | Sequence[float] | Tensor,
+        lr: float,
+        *,
+        init: float = 0.0,
+        max_value: float | None = None,
+    ) -> None:
+        super().__init__(cost_limits, max_value)
+        if not lr > 0:
+            raise ValueError(f"lr={lr} must be positive")
+        if not 0 <= init <= (float("inf") if max_value is None else max_value):
+            raise ValueError(f"init={init} must lie in [0, max_value={max_value}]")
+        self.lr = lr
+        self.lam.fill_(init)
+
+    @torch.no_grad()
+    def update(self, episode_cost: float | Sequence[float] | Tensor) -> Tensor:
+        """Move by one batch of episodes of mean cost ``[m]``; returns ``lam`` ``[m]``."""
+        error = self._observed(episode_cost) - self.cost_limits
+        return self._set((self.lam + self.lr * error).clamp_min(0.0))
+
+
+class PIDMultiplier(_Multiplier):
+    """Multiplier under proportional, integral and derivative control.
+
+    With ``delta = J_c - d``, and ``EMA`` an exponential moving average that starts at its first value,
+
+        I   <- [I + ki delta]_+
+        lam  = [kp EMA(delta) + I + kd (EMA(J_c) - EMA(J_c) of `delay` updates ago)_+]_+
+
+    The integral term alone (``kp = kd = 0``) is :class:`GradientMultiplier`; the proportional term damps
+    its oscillation, the derivative term acts on a cost that is rising before the limit is passed. Until
+    there have been ``delay`` updates, the oldest average stands for the delayed one.
+
+    Args:
+        cost_limits: ``d``, cost per episode, one per cost signal.
+        kp: proportional gain.
+        ki: integral gain.
+        kd: derivative gain.
+        ema_proportional: weight of the past in the average of ``delta``, in ``[0, 1)``; 0 is no average.
+        ema_derivative: the same for ``J_c``.
+        delay: updates between the two averages that the derivative compares, at least 1.
+        init: first value of the integral.
+        max_value: upper bound of ``lam`` and of ``I`` (which keeps the integral from winding up beyond
+            it); ``None`` for none. :attr:`clipped` ``[m]`` says where the last update met it.
+
+    Attributes:
+        lam: ``[m]``, the multipliers. ``integral``, ``error_ema``, ``cost_ema`` and ``past_costs`` are
+            the controller's state; all are buffers, so a checkpoint continues where it stopped.
+
+    Source: Stooke et al. 2020, arXiv 2007.03964, algorithm 2.
+
+    Example:
+        >>> multiplier = PIDMultiplier(cost_limits=25.0, kp=0.1, ki=0.01, kd=0.0, ema_proportional=0.0)
+        >>> multiplier.update(35.0)
+        tensor([1.1000], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        cost_limits: float | Sequence[float] | Tensor,
+        kp: float = 0.1,
+        ki: float = 0.01,
+        kd: float = 0.01,
+        *,
+        ema_proportional: float = 0.95,
+        ema_derivative: float = 0.95,
+        delay: int = 10,
+        init: float = 0.0,
+        max_value: float | None = None,
+    ) -> None:
+        super().__init__(cost_limits, max_value)
+        for name, gain in (("kp", kp), ("ki", ki), ("kd", kd)):
+            if not gain >= 0:
+                raise ValueError(f"{name}={gain} must be at least 0")
+        for name, past in (("ema_proportional", ema_proportional), ("ema_derivative", ema_derivative)):
+            if not 0 <= past < 1:
+                raise ValueError(f"{name}={past} must lie in [0, 1)")
+        if delay < 1:
+            raise ValueError(f"delay={delay} must be at least 1 update")
+        if not 0 <= init <= (float("inf") if max_value is None else max_value):
+            raise ValueError(f"init={init} must lie in [0, max_value={max_value}]")
+        self.kp, self.ki, self.kd = kp, ki, kd
+        self.ema_proportional, self.ema_derivative = ema_proportional, ema_derivative
+        self.delay = delay
+        self.lam.fill_(init)
+        self.integral: Tensor
+        self.error_ema: Tensor
+        self.cost_ema: Tensor
+        self.past_costs: Tensor
+        self.updates: Tensor
+        self.register_buffer("integral", torch.full_like(self.lam, init))
+        self.register_buffer("error_ema", torch.zeros_like(self.lam))
+        self.register_buffer("cost_ema", torch.zeros_like(self.lam))
+        # past_costs[0] is the average of `delay` updates ago.
+        self.register_buffer("past_costs", self.lam.new_zeros(delay, self.lam.shape[0]))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long, device=self.lam.device))
+
+    @torch.no_grad()
+    def update(self, episode_cost: float | Sequence[float] | Tensor) -> Tensor:
+        """Move by one batch of episodes of mean cost ``[m]``; returns ``lam`` ``[m]``."""
+        cost = self._observed(episode_cost)
+        error = cost - self.cost_limits
+        if int(self.updates) == 0:
+            self.error_ema.copy_(error)
+            self.cost_ema.copy_(cost)
+            self.past_costs.copy_(cost.expand_as(self.past_costs))
+        else:
+            self.error_ema.lerp_(error, 1.0 - self.ema_proportional)
+            self.cost_ema.lerp_(cost, 1.0 - self.ema_derivative)
+        self.updates += 1
+        self.integral.add_(self.ki * error).clamp_min_(0.0)
+        if self.max_value is not None:
+            self.integral.clamp_max_(self.max_value)
+        rise = (self.cost_ema - self.past_costs[0]).clamp_min(0.0)
+        self.past_costs.copy_(torch.cat([self.past_costs[1:], self.cost_ema.unsqueeze(0)]))
+        return self._set((self.kp * self.error_ema + self.integral + self.kd * rise).clamp_min(0.0))
