@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictParams
+from tensordict import TensorDict, TensorDictBase, unravel_key
+from tensordict.nn import TensorDictParams, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.objectives.common import LossModule
@@ -154,14 +154,30 @@ class TDLoss(LossModule):
         self.__dict__["policy_params"] = policy_params
         _check_aggregate(aggregate, std_coef)
 
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """Entries read in every call; the optional ones are not among them."""
+        names = self.tensor_keys
+        following: list[NestedKey] = [unravel_key(("next", names.observation))]
+        following += [
+            k for k in (unravel_key(("next", k)) for k in self.policy.in_keys) if k not in following
+        ]
+        return [names.observation, names.action, *following, names.reward, names.terminated]
+
+    @property
+    def out_keys(self) -> list[NestedKey]:
+        """Entries returned."""
+        return ["loss_q", "td_error", "q_mean", "target_mean"]
+
     def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
         """No value estimator: the targets are computed here."""
 
+    @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Compute the loss of a batch; see the class for the entries read and returned."""
         names = self.tensor_keys
         with self.critic_params.to_module(self.critic):
-            q = self.critic(tensordict.get(names.observation), tensordict.get(names.action))
+            q = self.critic(tensordict[names.observation], tensordict[names.action])
         target = self.target(tensordict)
         if q.shape[1:] != target.shape:
             raise ValueError(
@@ -191,8 +207,8 @@ class TDLoss(LossModule):
     def target(self, tensordict: TensorDictBase) -> Tensor:
         """``y [..., num_outputs]`` of a batch, in the unit of the reward, discounted."""
         names = self.tensor_keys
-        reward = tensordict.get(names.reward)
-        value = self._next_value(tensordict.get("next"))
+        reward = tensordict[names.reward]
+        value = self._next_value(tensordict["next"])
         if reward.shape != value.shape:
             raise ValueError(
                 f"entry {names.reward!r} of shape {tuple(reward.shape)} does not fit the critic's next "
@@ -205,14 +221,14 @@ class TDLoss(LossModule):
             discount = torch.pow(self.gamma, steps.to(reward.dtype)).reshape(*reward.shape[:-1], 1)
         if not self.bootstrap_terminal:
             # Selected, not multiplied: what follows a terminal state may be undefined.
-            terminated = tensordict.get(names.terminated)
+            terminated = tensordict[names.terminated]
             value = torch.where(terminated.reshape(*reward.shape[:-1], 1), 0.0, value)
         return reward + discount * value
 
     def _next_value(self, following: TensorDictBase) -> Tensor:
         """``mean_j agg_e Q'_e(s', a'_j)``, soft if asked for: ``[..., num_outputs]``."""
         action, log_prob = self._next_action(following)
-        observation = following.get(self.tensor_keys.observation)
+        observation = following[self.tensor_keys.observation]
         with self.target_critic_params.to_module(self.critic):
             q = self.critic(observation, action)
         value = aggregate(q, self.aggregate, self.std_coef)
@@ -231,7 +247,7 @@ class TDLoss(LossModule):
     def _act(self, following: TensorDictBase) -> tuple[Tensor, Tensor | None]:
         inputs = following.select(*self.policy.in_keys)
         if not self._stochastic:
-            return self.policy(inputs).get(self.tensor_keys.action), None
+            return self.policy(inputs)[self.tensor_keys.action], None
         dist = self.policy.get_dist(inputs)
         if self.num_action_samples == 1:
             action = dist.sample()

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, TensorDictParams
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, TensorDictParams, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.modules import ProbabilisticActor
@@ -134,16 +134,40 @@ class MStepLoss(LossModule):
         self.trust_region = trust_region
         self._single_network = _is_single_network(policy)
 
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """Entries read in every call; the old Gaussian of the particles is optional and not among them."""
+        names = self.tensor_keys
+        return [*self.policy.in_keys, names.particle_action, names.particle_weight]
+
+    @property
+    def out_keys(self) -> list[NestedKey]:
+        """Entries returned."""
+        return [
+            "loss_policy",
+            "loss_trust_region",
+            "kl_mean",
+            "kl_cov",
+            "alpha_mean",
+            "alpha_cov",
+            "alpha_capped",
+            "log_likelihood_mean",
+            "log_likelihood_cov",
+            "log_likelihood",
+            "entropy",
+        ]
+
     def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
         """No value estimator is involved."""
 
+    @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Compute the losses of a batch; see the class for the entries read and returned."""
         loc, scale_tril = self._gaussian(self.policy_params, tensordict)
         with torch.no_grad():
             loc_old, scale_tril_old = self._old_gaussian(tensordict)
-            action = tensordict.get(self.tensor_keys.particle_action)
-            weight = tensordict.get(self.tensor_keys.particle_weight)
+            action = tensordict[self.tensor_keys.particle_action]
+            weight = tensordict[self.tensor_keys.particle_weight]
             self._check(action, weight, loc, loc_old, scale_tril_old)
             moments = whitened_moments(loc_old, scale_tril_old, action, weight)
             log_diag_old = _log_diag(scale_tril_old)
@@ -186,7 +210,7 @@ class MStepLoss(LossModule):
             # Called on tensors: the dictionaries in between would cost half of what the network does.
             module = self.policy.module[0]
             with params.get(("module", "0", "module")).to_module(module.module):
-                values = module.module(*(tensordict.get(key) for key in module.in_keys))
+                values = module.module(*(tensordict[key] for key in module.in_keys))
             outputs = dict(zip(module.out_keys, values, strict=True))
         else:
             with params.to_module(self.policy):

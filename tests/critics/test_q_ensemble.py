@@ -12,7 +12,7 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def plain_values(critic, observation, action, activation=nn.ReLU):
-    """The same function written the plain way: per member an `nn.Sequential` on ``[s, a]``, states repeated."""
+    """The same function the plain way: an `nn.Sequential` on ``[s, a]`` per member, states repeated."""
     if action.ndim == observation.ndim + 1:
         observation = observation.unsqueeze(-2).expand(*action.shape[:-1], -1)
     if critic.action_low is not None:
