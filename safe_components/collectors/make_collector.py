@@ -61,7 +61,8 @@ def make_collector(
         num_workers: 0 for this process, else the number of workers.
         backend: ``"process"`` or ``"ray"``.
         sync: whether a batch waits for every worker.
-        device: where environment, policy and batches are; None leaves each where it is.
+        device: where environment, policy and batches are; None takes the policy's device, and without
+            parameters to tell it, the environment's (the CPU where there are workers).
         seed: see above.
         kwargs: handed to the TorchRL class.
 
@@ -78,8 +79,8 @@ def make_collector(
     """
     if not callable(make_env_fn) or isinstance(make_env_fn, EnvBase):
         raise ValueError(
-            "make_env_fn must be a function that returns an environment, such as functools.partial(make_env, id); "
-            f"got {type(make_env_fn).__name__}"
+            "make_env_fn must be a function that returns an environment, such as "
+            f"functools.partial(make_env, id); got {type(make_env_fn).__name__}"
         )
     if backend not in _BACKENDS:
         raise ValueError(f"backend must be one of {_BACKENDS}, got {backend!r}")
@@ -91,16 +92,20 @@ def make_collector(
         raise ValueError(
             f"total_frames must be -1 or at least frames_per_batch {frames_per_batch}, got {total_frames!r}"
         )
-    options = {"frames_per_batch": frames_per_batch, "total_frames": total_frames, "device": device, **kwargs}
+    # Naming the device spares a cast of every tensor at every step.
+    device = device if device is not None else _device_of(policy)
+    options = {"frames_per_batch": frames_per_batch, "total_frames": total_frames, **kwargs}
     if num_workers == 0:
         if backend != "process" or not sync:
             raise ValueError(f"backend={backend!r}, sync={sync} needs num_workers of at least 1")
-        return Collector(functools.partial(_seeded, make_env_fn, seed), policy, **options)
+        env = _seeded(make_env_fn, seed)
+        return Collector(env, policy, device=device if device is not None else env.device, **options)
+    options["device"] = device if device is not None else "cpu"
 
     if num_workers > 1 and _own_seed(make_env_fn) is not None:
         raise ValueError(
-            f"make_env_fn fixes seed={_own_seed(make_env_fn)}, so every worker would collect the same episodes: "
-            "leave the seed out there and pass it to make_collector(seed=...)"
+            f"make_env_fn fixes seed={_own_seed(make_env_fn)}, so every worker would collect the same "
+            "episodes: leave the seed out there and pass it to make_collector(seed=...)"
         )
     states = np.random.SeedSequence(seed).generate_state(num_workers)
     factories = [functools.partial(_in_worker, make_env_fn, int(state)) for state in states]
@@ -112,6 +117,11 @@ def make_collector(
     if sync:
         options.setdefault("cat_results", "stack")
     return cls(factories, policy, **options)
+
+
+def _device_of(policy: Any) -> torch.device | None:
+    parameters = policy.parameters() if isinstance(policy, torch.nn.Module) else ()
+    return next((parameter.device for parameter in parameters), None)
 
 
 def _own_seed(make_env_fn: Callable[[], EnvBase]) -> int | None:

@@ -3,5 +3,6 @@
 from safe_components.envs.gymnasium_batch import GymnasiumBatch
 from safe_components.envs.make_env import make_env
 from safe_components.envs.point_circle import PointCircle
+from safe_components.envs.safety_gymnasium import make_safety_gymnasium, safety_gymnasium_ids
 
-__all__ = ["GymnasiumBatch", "PointCircle", "make_env"]
+__all__ = ["GymnasiumBatch", "PointCircle", "make_env", "make_safety_gymnasium", "safety_gymnasium_ids"]

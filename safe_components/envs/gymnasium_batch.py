@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
-from torchrl.data import Bounded, Categorical, Composite, OneHot, TensorSpec, Unbounded
+from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from safe_components import keys
+from safe_components.envs.checks import check_counts
+from safe_components.envs.gymnasium_spaces import action_reader, observation_reader
 from safe_components.envs.gymnasium_step import CostReader, probe_costs
 
 
@@ -95,7 +97,7 @@ class GymnasiumBatch(EnvBase):
         self.num_envs = num_envs
         self.frame_skip = frame_skip
         first = self._envs[0]
-        self._read_observation = _observation_reader(first.observation_space)
+        self._read_observation = observation_reader(first.observation_space)
         self._size = spaces.flatdim(first.observation_space)
         try:
             self._cost: CostReader = probe_costs(first, tuple(cost_keys))
@@ -117,7 +119,7 @@ class GymnasiumBatch(EnvBase):
             {keys.OBSERVATION: Unbounded((*batch, self._size), dtype=torch.float32, device=device)},
             shape=batch,
         )
-        self.action_spec, self._read_action = _action_spec(action_space, batch, device)
+        self.action_spec, self._read_action = action_reader(action_space, batch, device)
         self.reward_spec = Composite(
             reward=Unbounded((*batch, 1), dtype=torch.float32, device=device),
             cost=Unbounded((*batch, self._cost.size), dtype=torch.float32, device=device),
@@ -177,17 +179,18 @@ class GymnasiumBatch(EnvBase):
             ended[:, 2] = ended[:, 0] | ended[:, 1]
             self._steps[rows] += 1
         self._check_finite(packed)
-        self._observation, self._ended = packed[:, : self._size], ended
+        # A caller may change what it is given, so what a partial reset will repeat is a copy.
+        self._observation, self._ended = packed[:, : self._size].copy(), ended.copy()
         return self._tensordict(packed, ended, step=True)
 
     def _advance(self, env: gymnasium.Env, action: Any) -> tuple[Any, float, Any, bool, bool]:
         result = env.step(action)
-        reward, cost = result[1], self._cost(result)
+        reward, cost = float(result[1]), self._cost(result)
         for _ in range(self.frame_skip - 1):
             if result[-3] or result[-2]:
                 break
             result = env.step(action)
-            reward, cost = reward + result[1], cost + self._cost(result)
+            reward, cost = reward + float(result[1]), cost + self._cost(result)
         return self._read_observation(result[0]), reward, cost, result[-3], result[-2]
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
@@ -207,7 +210,7 @@ class GymnasiumBatch(EnvBase):
             self._steps[i] = 0
         self._check_finite(observation)
         self._started, self._observation, self._ended = True, observation, ended
-        return self._tensordict(observation, ended, step=False)
+        return self._tensordict(observation.copy(), ended.copy(), step=False)
 
     def _tensordict(self, packed: np.ndarray, ended: np.ndarray, *, step: bool) -> TensorDict:
         values, flags = torch.from_numpy(packed), torch.from_numpy(ended)
@@ -250,49 +253,3 @@ class GymnasiumBatch(EnvBase):
 
 def _chosen(mask: torch.Tensor | None, rows: int) -> Sequence[int]:
     return range(rows) if mask is None else np.flatnonzero(mask.cpu().numpy()).tolist()
-
-
-def check_counts(**counts: int) -> None:
-    """Raise ValueError for the first count that is not an integer of at least 1."""
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-
-
-def _observation_reader(space: spaces.Space) -> Callable[[Any], Any]:
-    if isinstance(space, spaces.Box):
-        return (lambda x: x) if len(space.shape) == 1 else np.ravel
-    if not space.is_np_flattenable:
-        raise ValueError(
-            f"observation space {space} cannot be flattened into one vector of fixed length; "
-            "wrap the environment with gymnasium.wrappers.TransformObservation"
-        )
-    return lambda x: spaces.flatten(space, x)
-
-
-def _action_spec(
-    space: spaces.Space, batch: torch.Size, device: torch.device
-) -> tuple[TensorSpec, Callable[[np.ndarray], Any]]:
-    """The TorchRL spec of an action space, and what turns [N, a] float32 into N actions to execute."""
-    if isinstance(space, spaces.Discrete):
-        n, start = int(space.n), int(space.start)
-        spec = OneHot(n, shape=(*batch, n), dtype=torch.float32, device=device)
-        return spec, lambda x: (_finite_action(x).argmax(-1) + start).tolist()
-    if not isinstance(space, spaces.Box):
-        raise ValueError(f"action space {space} is not supported: use a Box or a Discrete space")
-    low, high = space.low.reshape(-1), space.high.reshape(-1)
-    shape, dtype = (-1, *space.shape), space.dtype
-    bounds = [torch.as_tensor(b, dtype=torch.float32, device=device).expand(*batch, -1) for b in (low, high)]
-    spec = (
-        Bounded(*bounds, shape=(*batch, low.size), dtype=torch.float32, device=device)
-        if np.isfinite(low).all() and np.isfinite(high).all()
-        else Unbounded((*batch, low.size), dtype=torch.float32, device=device)
-    )
-    return spec, lambda x: np.clip(_finite_action(x), low, high).astype(dtype, copy=False).reshape(shape)
-
-
-def _finite_action(actions: np.ndarray) -> np.ndarray:
-    if not np.isfinite(actions).all():
-        row = int(np.argwhere(~np.isfinite(actions))[0, 0])
-        raise FloatingPointError(f"action of environment {row} is not finite: {actions[row].tolist()}")
-    return actions

@@ -33,16 +33,20 @@ class CostReader:
     def __call__(self, result: Sequence[Any]) -> Any:
         """The m costs: a number if m = 1, else an array [m]."""
         if not self.names:
-            return result[2]
+            return self._join([result[2]])
         info = result[-1]
         try:
-            if len(self.names) == 1:
-                return info[self.names[0]]
-            return np.concatenate([np.atleast_1d(np.asarray(info[name], float)) for name in self.names])
+            return self._join([info[name] for name in self.names])
         except KeyError as missing:
             raise KeyError(
                 f"step's info has no {missing}, which it had at construction; it has {sorted(info)}"
             ) from None
+
+    def _join(self, values: list[Any]) -> Any:
+        if self.size > 1:
+            return np.concatenate([np.asarray(value, float).reshape(-1) for value in values])
+        value = values[0]
+        return float(value) if isinstance(value, (float, int)) else float(np.asarray(value).reshape(()))
 
 
 def probe_costs(env: gymnasium.Env, names: tuple[str, ...]) -> CostReader:

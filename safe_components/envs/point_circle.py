@@ -12,7 +12,7 @@ from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from safe_components import keys
-from safe_components.envs.gymnasium_batch import check_counts
+from safe_components.envs.checks import check_counts
 
 COSTS = ("walls", "speed")
 
@@ -35,6 +35,10 @@ class PointCircle(EnvBase):
     An episode starts at rest, uniformly in the square |x|, |y| ≤ x_lim / 2, and is truncated after
     ``episode_length`` steps; it never terminates. The observation is (x, y, v_x, v_y). Actions outside
     the bounds are executed clipped to them, the stored action stays as sampled.
+
+    With the defaults, open-loop trajectory optimisation (Adam through the motion, best of 32 starts) reaches
+    a return of about 252 at 92 steps outside the walls if cost is ignored, 166 at none, and 157 if the
+    speed is limited as well: a safe policy has to give up a third of the reward.
 
     Args:
         num_envs: copies N; the batch size is [N], or [] for one copy.
@@ -64,6 +68,11 @@ class PointCircle(EnvBase):
 
     # Without this, TorchRL would append a FrameSkipTransform and skip twice.
     _has_frame_skip = True
+    _drift: torch.Tensor
+    _push: torch.Tensor
+    _state: torch.Tensor
+    _left: torch.Tensor
+    _finite: torch.Tensor
 
     def __init__(
         self,
@@ -98,22 +107,27 @@ class PointCircle(EnvBase):
         decay = math.exp(-drag * dt)
         reach = (1 - decay) / drag
         terminal = acceleration / drag
-        eye = torch.eye(2, dtype=torch.float64)
-        zero = torch.zeros(2, 2, dtype=torch.float64)
-        options = {"device": self.device, "dtype": dtype}
-        self._drift = torch.cat([torch.cat([eye, zero], 1), torch.cat([reach * eye, decay * eye], 1)]).to(
-            **options
-        )
-        self._push = terminal * torch.cat([(dt - reach) * eye, (1 - decay) * eye], 1)
-        self._push = self._push.to(**options)
-        self._state = torch.zeros(num_envs, 4, **options)
-        self._left = torch.zeros(num_envs, 1, dtype=torch.int32, device=self.device)
+        options: dict[str, Any] = {"device": self.device, "dtype": dtype}
+        eye, zero = torch.eye(2, **options), torch.zeros(2, 2, **options)
+        # The motion as a row vector: state' = state @ drift + action @ push. Buffers follow env.to(device).
+        drift = torch.cat([torch.cat([eye, zero], 1), torch.cat([reach * eye, decay * eye], 1)])
+        push = terminal * torch.cat([(dt - reach) * eye, (1 - decay) * eye], 1)
+        buffers = {
+            "_drift": drift,
+            "_push": push,
+            "_state": torch.zeros(num_envs, 4, **options),
+            "_left": torch.zeros(num_envs, 1, dtype=torch.int32, device=self.device),
+            "_finite": torch.ones((), dtype=torch.bool, device=self.device),
+        }
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer, persistent=False)
+        self._calls = 0
         self._generator = torch.Generator(device=self.device)
         batch = self.batch_size
         unbounded = Unbounded((*batch, 4), **options)
         self.observation_spec = Composite({keys.OBSERVATION: unbounded}, shape=batch)
         self.action_spec = Bounded(-1.0, 1.0, (*batch, 2), **options)
-        number = {"device": self.device, "dtype": torch.float32}
+        number: dict[str, Any] = {"device": self.device, "dtype": torch.float32}
         self.reward_spec = Composite(
             reward=Unbounded((*batch, 1), **number),
             cost=Unbounded((*batch, len(costs)), **number),
@@ -133,32 +147,38 @@ class PointCircle(EnvBase):
         """Motions after which an episode is truncated."""
         return self.episode_length
 
+    def to(self, device: torch.device | str) -> PointCircle:
+        """Move states and dynamics; the random stream starts anew from its seed."""
+        seed = self._generator.initial_seed()
+        super().to(device)
+        self._generator = torch.Generator(device=self.device).manual_seed(seed)
+        return self
+
     def _set_seed(self, seed: int | None) -> None:
         if seed is None:
             self._generator.seed()
         else:
             self._generator.manual_seed(seed)
 
-    def _start(self) -> torch.Tensor:
-        state = torch.zeros_like(self._state)
-        state[:, :2] = (
-            torch.rand(self.num_envs, 2, generator=self._generator, device=self.device, dtype=state.dtype)
-            .sub_(0.5)
-            .mul_(self.x_lim)
-        )
-        return state
-
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)
-        start = self._start()
+        position = torch.rand(
+            self.num_envs, 2, generator=self._generator, device=self.device, dtype=self._state.dtype
+        )
+        start = torch.cat([position.sub_(0.5).mul_(self.x_lim), torch.zeros_like(position)], -1)
         if mask is None:
-            self._state = start
-            self._left = torch.full_like(self._left, self.episode_length)
+            self._state, self._left = start, torch.full_like(self._left, self.episode_length)
         else:
             mask = mask.reshape(-1, 1)
             self._state = torch.where(mask, start, self._state)
             self._left = torch.where(mask, self.episode_length, self._left)
-        return self._tensordict({}, self._left <= 0)
+        return self._tensordict({})
+
+    def maybe_reset(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Reset the copies that are done; on an accelerator by mask, without asking whether any is."""
+        if self.device.type == "cpu":
+            return super().maybe_reset(tensordict)
+        return tensordict.update(self._reset(TensorDict({"_reset": tensordict["done"]}, self.batch_size)))
 
     def _reward_and_costs(self, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x, y, vx, vy = state.split(1, -1)
@@ -178,18 +198,41 @@ class PointCircle(EnvBase):
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         action = tensordict.get(keys.ACTION).detach().reshape(self.num_envs, 2).clamp(-1, 1)
         push = action @ self._push
-        self._state = torch.addmm(push, self._state, self._drift)
-        reward, cost = self._reward_and_costs(self._state)
+        state = torch.addmm(push, self._state, self._drift)
+        reward, cost = self._reward_and_costs(state)
         for _ in range(self.frame_skip - 1):
-            self._state = torch.addmm(push, self._state, self._drift)
-            more_reward, more_cost = self._reward_and_costs(self._state)
+            state = torch.addmm(push, state, self._drift)
+            more_reward, more_cost = self._reward_and_costs(state)
             reward, cost = reward + more_reward, cost + more_cost
-        self._left = self._left - self.frame_skip
-        return self._tensordict({"reward": reward, "cost": cost}, self._left <= 0)
+        left = self._left - self.frame_skip
+        mask = tensordict.get("_step", None)  # set by rollouts in which some copies have ended
+        if mask is not None:
+            mask = mask.reshape(-1, 1)
+            state, left = torch.where(mask, state, self._state), torch.where(mask, left, self._left)
+            reward, cost = reward * mask, cost * mask
+        self._state, self._left = state, left
+        self._check_finite()
+        return self._tensordict({"reward": reward, "cost": cost})
 
-    def _tensordict(self, source: dict[str, torch.Tensor], truncated: torch.Tensor) -> TensorDict:
+    def _check_finite(self) -> None:
+        # The motion is bounded, so only an action can bring in a number that is not finite. Reading the
+        # answer makes the host wait: on an accelerator only once per episode length. One sum over bounded
+        # numbers is finite exactly if all of them are.
+        self._finite = self._finite & torch.isfinite(self._state.sum())
+        self._calls += 1
+        every = 1 if self.device.type == "cpu" else self.episode_length
+        if self._calls % every == 0 and not bool(self._finite):
+            self._finite = torch.ones_like(self._finite)
+            rows = (~torch.isfinite(self._state).all(-1)).nonzero().flatten().tolist()
+            where = f"of environment {rows[0]}" if rows else "of an environment reset since"
+            raise FloatingPointError(
+                f"action {where} is not finite, within the last {every} of {self._calls} steps"
+            )
+
+    def _tensordict(self, source: dict[str, torch.Tensor]) -> TensorDict:
+        truncated = self._left <= 0
         source |= {
-            "observation": self._state,
+            keys.OBSERVATION: self._state.clone(),  # a caller may change what it is given
             "truncated": truncated,
             "done": truncated.clone(),
             "terminated": torch.zeros_like(truncated),
@@ -197,3 +240,6 @@ class PointCircle(EnvBase):
         if not self.batch_size:
             source = {key: value[0] for key, value in source.items()}
         return TensorDict(source, batch_size=self.batch_size, device=self.device)
+
+    def _step_proc_data(self, next_tensordict_out: TensorDictBase) -> TensorDictBase:
+        return next_tensordict_out  # complete as written: spares TorchRL's completion at each step
