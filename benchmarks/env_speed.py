@@ -1,0 +1,164 @@
+"""Steps per second of environments, side by side in one run.
+
+Each row compares two ways of running the same task with the same actions, resets included. Every side runs
+in a worker process of its own; the workers take turns, block by block, so that both see the same machine.
+The ratio is the median over pairs of neighbouring blocks.
+
+    python benchmarks/env_speed.py                       # every row
+    python benchmarks/env_speed.py --seconds 60 --only SafetyPointGoal1-v0
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+BLOCK_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way of running a task.
+
+    ``start(*args)`` gives an iterator that runs a whole episode (or batch) with its reset at each ``next``
+    and yields the number of steps that took; its first is the warm-up.
+    """
+
+    name: str
+    start: Callable[..., Iterator[int]]
+    args: tuple
+
+
+@dataclass(frozen=True)
+class Row:
+    """Two sides to compare, and the ratio that the project promises (``None``: none)."""
+
+    task: str
+    base: Side
+    other: Side
+    promised: float | None = None
+
+
+def safety_gymnasium(env_id: str, fast: bool) -> Iterator[int]:
+    """Step one raw Safety-Gymnasium environment with uniform actions: the package's own code or ours."""
+    import numpy as np
+
+    from safe_components.envs.safety_gymnasium import make_safety_gymnasium
+
+    env = make_safety_gymnasium(env_id, fast=fast)
+    env.reset(seed=0)
+    random = np.random.RandomState(0)
+    low, high = env.action_space.low.astype(float), env.action_space.high.astype(float)
+    while True:
+        count, done = 0, False
+        while not done:
+            *_, terminated, truncated, _ = env.step(random.uniform(low, high))
+            count, done = count + 1, terminated or truncated
+        env.reset()
+        yield count
+
+
+def safety_gymnasium_rows() -> list[Row]:
+    """The package's own code path, texture decoding included, against the fast path."""
+    promised = {
+        "SafetyPointCircle1-v0": 5.0,
+        "SafetyPointGoal1-v0": 2.5,
+        "SafetyAntRun0-v0": 10.0,
+        "SafetyCarButton1-v0": None,
+        "SafetyHalfCheetahVelocity-v1": None,
+    }
+    return [
+        Row(
+            env_id,
+            Side("package's own code", safety_gymnasium, (env_id, False)),
+            Side("fast path", safety_gymnasium, (env_id, True)),
+            ratio,
+        )
+        for env_id, ratio in promised.items()
+    ]
+
+
+def rows() -> list[Row]:
+    """Every row of the table."""
+    return safety_gymnasium_rows()
+
+
+def serve(pipe: Connection, side: Side) -> None:
+    """Worker process: on each request run for so many seconds; answer the steps and the time taken."""
+    steps = side.start(*side.args)
+    next(steps)  # imports and the first episode do not count
+    while (seconds := pipe.recv()) is not None:
+        count, start = 0, time.perf_counter()
+        while (now := time.perf_counter()) - start < seconds:
+            count += next(steps)
+        pipe.send((count, now - start))
+
+
+def measure(row: Row, seconds: float) -> tuple[float, float, float]:
+    """Steps per second of both sides, and the median ratio of neighbouring blocks.
+
+    Blocks hold whole episodes, so that each bears its share of the resets.
+    """
+    context = multiprocessing.get_context("spawn")
+    workers = []
+    for side in (row.base, row.other):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=serve, args=(theirs, side), daemon=True)
+        process.start()
+        workers.append((process, ours))
+    block = max(BLOCK_SECONDS, seconds / 12)
+    totals, speeds = [[0, 0.0], [0, 0.0]], [[], []]
+    until = time.monotonic() + seconds
+    while time.monotonic() < until or len(speeds[0]) < 3:
+        for k, (_, pipe) in enumerate(workers):
+            pipe.send(block)
+            count, spent = pipe.recv()
+            totals[k][0] += count
+            totals[k][1] += spent
+            speeds[k].append(count / spent)
+    for process, pipe in workers:
+        pipe.send(None)
+        process.join()
+    ratios = [other / base for base, other in zip(*speeds, strict=True)]
+    base, other = (count / spent for count, spent in totals)
+    return base, other, statistics.median(ratios)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=30.0, help="time per row, both sides together")
+    parser.add_argument("--only", nargs="*", default=None, metavar="TASK", help="tasks to run, by name")
+    options = parser.parse_args()
+    import gymnasium
+    import mujoco
+    import numpy
+
+    print(
+        f"Python {platform.python_version()}, MuJoCo {mujoco.__version__}, gymnasium {gymnasium.__version__}, "
+        f"NumPy {numpy.__version__}; {options.seconds:g} s per row\n"
+    )
+    print("| task | from | to | from, steps/s | to, steps/s | median ratio | promised |")
+    print("|---|---|---|---:|---:|---:|---:|")
+    for row in rows():
+        if options.only is not None and row.task not in options.only:
+            continue
+        base, other, ratio = measure(row, options.seconds)
+        promised = "" if row.promised is None else f"≥ {row.promised:g}"
+        print(
+            f"| {row.task} | {row.base.name} | {row.other.name} "
+            f"| {base:,.0f} | {other:,.0f} | {ratio:.1f} | {promised} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
