@@ -64,8 +64,8 @@ class Config(RunConfig):
     """hidden layers of the policy and the critics"""
     covariance: Literal["full", "diagonal"] = "full"
     """of the Gaussian policy"""
-    buffer_size: int = 1_000_000
-    """transitions kept; no larger than total_frames is allocated"""
+    buffer_size: int = 300_000
+    """transitions kept, the oldest replaced first; allocated at once and saved with each checkpoint"""
     batch_size: int = 256
     """states per update"""
     frames_per_batch: int = 500
@@ -169,9 +169,8 @@ def main(config: Config) -> None:
             {"params": list(mstep.trust_region.parameters()), "lr": config.alpha_lr},
         ]
     )
-    size = min(config.buffer_size, config.total_frames)
     buffer = TensorDictReplayBuffer(
-        storage=LazyTensorStorage(size, device=device), batch_size=config.batch_size
+        storage=LazyTensorStorage(config.buffer_size, device=device), batch_size=config.batch_size
     )
     n_step = n_step_transform(config.n_step, config.gamma)
 
@@ -183,7 +182,9 @@ def main(config: Config) -> None:
         (reward_out["loss_q"] + cost_out["loss_q"]).backward()
         critic_optim.step()
 
-        estep(particles(batch))
+        particles(batch)
+        require_finite(batch.select(keys.PARTICLE_Q_REWARD, keys.PARTICLE_Q_COST), run.updates, "update")
+        estep(batch)
         for _ in range(config.m_iterations):
             policy_out = mstep(batch)
             policy_optim.zero_grad()
@@ -191,6 +192,7 @@ def main(config: Config) -> None:
             policy_optim.step()
         for target in targets:
             target.step()
+        run.count_update()
 
         solution = estep.solution
         return {
@@ -202,6 +204,7 @@ def main(config: Config) -> None:
             "lambda": solution.lam,
             "estep_kl": solution.kl,
             "estep_cost": solution.expected_cost,
+            "q_cost_limit": limits,
             "estep_residual": solution.residual,
             "feasible": solution.feasible,
             "kl_mean": policy_out["kl_mean"],

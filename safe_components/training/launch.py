@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 
@@ -27,6 +28,7 @@ def launch(main: Callable[[C], None], config_type: type[C], arguments: Sequence[
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     config = parse_config(config_type, arguments)
+    logging.getLogger("torchrl").setLevel(logging.WARNING)  # its notices would break the progress bar
     try:
         main(config)
     except _EXPLAINED as error:

@@ -43,13 +43,15 @@ class _Clock:
     """How far the run is; part of every checkpoint."""
 
     frames: int = 0
+    updates: int = 0
     wall_seconds: float = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.frames, self.wall_seconds = int(state["frames"]), float(state["wall_seconds"])
+        self.frames, self.updates = int(state["frames"]), int(state["updates"])
+        self.wall_seconds = float(state["wall_seconds"])
 
 
 class Run:
@@ -65,7 +67,7 @@ class Run:
         config: ``config.resume`` continues that directory, otherwise ``config.run_dir`` is made.
         name: of the recipe, for the directory's default name.
         **components: what a checkpoint holds, by name: modules, optimisers, buffers, anything with
-            ``state_dict``. The random generators' states, frames and wall time are added.
+            ``state_dict``. The random generators' states, frames, updates and wall time are added.
 
     Raises:
         FileExistsError: if ``config.run_dir`` already holds a run.
@@ -121,6 +123,11 @@ class Run:
         return self._clock.frames
 
     @property
+    def updates(self) -> int:
+        """Updates made so far."""
+        return self._clock.updates
+
+    @property
     def finished(self) -> bool:
         """Whether the frames are used up or Ctrl-C was pressed."""
         return bool(self._stop) or self.frames >= self.config.total_frames
@@ -130,12 +137,16 @@ class Run:
         self._clock.frames += frames
         self._bar.update(frames)
 
+    def count_update(self) -> None:
+        """Count an update."""
+        self._clock.updates += 1
+
     def due(self, interval: int, since: int) -> bool:
         """Whether a multiple of ``interval`` frames was passed after ``since`` frames; never for 0."""
         return interval > 0 and self.frames // interval > since // interval
 
     def log(self, frames: int, metrics: Mapping[str, float], shown: tuple[str, ...] = ()) -> None:
-        """Write a row: ``frames``, ``wall_seconds``, ``frames_per_second`` and ``metrics``.
+        """Write a row: ``frames``, ``updates``, ``wall_seconds``, ``frames_per_second`` and ``metrics``.
 
         Args:
             frames: the run's frames; sets the counter, so a recipe may use this or :meth:`advance`.
@@ -150,6 +161,7 @@ class Run:
         self._metrics.write(
             {
                 "frames": frames,
+                "updates": self.updates,
                 "wall_seconds": self._clock.wall_seconds,
                 "frames_per_second": speed,
                 **metrics,
