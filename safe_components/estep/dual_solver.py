@@ -171,11 +171,12 @@ class DualSolver(nn.Module, ABC):
             residual=residual,
             iterations=main.iterations,
         )
+        in_doubt = violated | (residual > self.tol) | (terms.value < enough)
         infeasible_mask = torch.zeros_like(violated)
         recovered = infeasible_mask
-        if costs and (not self.synchronises or bool(violated.any())):
-            recovery, value = self._recover(scaled)
-            infeasible_mask = violated & (value > self.feasible_tol)
+        if costs and (not self.synchronises or bool(in_doubt.any())):
+            recovery, least_violation = self._recover(scaled)
+            infeasible_mask = in_doubt & (least_violation > self.feasible_tol)
             if infeasible == "recover":
                 recovered = infeasible_mask
                 answer = answer.where(~recovered, recovery)
@@ -304,7 +305,7 @@ def _check_values(problem: DualProblem) -> None:
     if not bool((problem.cost_limits >= 0).all()):
         raise ValueError(f"cost_limits={problem.cost_limits.tolist()} must be at least 0 (Q units)")
     if not bool(problem.features.isfinite().all()):
-        finite = problem.features.isfinite().all((-1, -2)).flatten(0, -2).all(0)
+        finite = problem.features.isfinite().movedim(-3, 0).flatten(1).all(1)
         bad = int(finite.logical_not().nonzero()[0])
         name = "q_reward" if bad == 0 else f"q_cost[..., {bad - 1}]"
         raise ValueError(f"{name} holds values that are not finite")

@@ -91,7 +91,7 @@ class SLSQPDualSolver(DualSolver):
         point, lower, upper = point * unit, lower * unit, upper * unit
         n, states, particles = problem.features.shape[-3:]
         features = problem.features.reshape(-1, n, states, particles)
-        limits = problem.cost_limits.expand(*shape, n - 1).reshape(-1, n - 1)
+        limits = problem.cost_limits.expand(*shape, n - 1).reshape(shape.numel(), n - 1)
         epsilon = problem.epsilon.expand(shape).reshape(-1)
         log_prior = None if problem.log_prior is None else problem.log_prior.reshape(-1, states, particles)
         points, evaluations = [], []

@@ -42,4 +42,4 @@ class DualSolution:
     lam_clipped: Tensor
     """``[..., m]`` bool: the multiplier stands at its upper bound; the limit may be exceeded."""
     iterations: Tensor
-    """``[...]`` int: evaluations of the dual and its derivatives spent on the answer."""
+    """``[...]`` int: evaluations of the dual, those that settled the feasibility included."""
