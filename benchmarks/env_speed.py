@@ -143,8 +143,8 @@ def main() -> None:
     import numpy
 
     print(
-        f"Python {platform.python_version()}, MuJoCo {mujoco.__version__}, gymnasium {gymnasium.__version__}, "
-        f"NumPy {numpy.__version__}; {options.seconds:g} s per row\n"
+        f"Python {platform.python_version()}, MuJoCo {mujoco.__version__}, gymnasium "
+        f"{gymnasium.__version__}, NumPy {numpy.__version__}; {options.seconds:g} s per row\n"
     )
     print("| task | from | to | from, steps/s | to, steps/s | median ratio | promised |")
     print("|---|---|---|---:|---:|---:|---:|")

@@ -74,9 +74,8 @@ def load_safety_gymnasium() -> types.ModuleType:
         package = sys.modules.get("safety_gymnasium")
         if package is not None and hasattr(package, _MARK):
             return package
+        _forget()  # a failed ``import safety_gymnasium`` leaves submodules behind
         folder = _find()
-        # A failed ``import safety_gymnasium`` leaves its submodules behind; start from a clean slate.
-        _forget()
         provided = _own_modules(folder)
         stand_ins = _stand_ins()
         sys.modules.update(provided | stand_ins)
@@ -101,7 +100,6 @@ def _find() -> str:
         version = None
     spec = None
     if version is not None:
-        sys.modules.pop("safety_gymnasium", None)
         spec = importlib.util.find_spec("safety_gymnasium")
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(f"safety-gymnasium is not installed; install it with `{INSTALL}`")
@@ -136,7 +134,8 @@ def _own_modules(folder: str) -> dict[str, types.ModuleType]:
     # assets.color owns every array that is a dataclass default: load it first and make them hashable.
     name = "safety_gymnasium.assets.color"
     spec = importlib.util.spec_from_file_location(name, os.path.join(folder, "assets", "color.py"))
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise ImportError(f"safety-gymnasium is incomplete; reinstall it with `{INSTALL}`")
     color = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(color)
     color.COLOR = {key: value.view(_Color) for key, value in color.COLOR.items()}  # type: ignore[attr-defined]
@@ -174,6 +173,7 @@ def _adapt(package: types.ModuleType) -> None:
     base_agent.BaseAgent._init_jnt_sensors = _scalar_joint_ids(base_agent.BaseAgent._init_jnt_sensors)
     # A reset compiles its XML through world.xmltodict: choose the textures there.
     world.xmltodict = types.SimpleNamespace(parse=xmltodict.parse, unparse=textures.unparse)
+    builder.Builder.close = _close_viewers
     builder.Builder.step = _checked_step(builder.Builder.step)
     # gymnasium >= 1.0 asks viewers for the frame's size.
     underlying.OffScreenViewer = _sized(underlying.OffScreenViewer)
@@ -209,6 +209,13 @@ def _checked_step(step: Callable[..., Any]) -> Callable[..., Any]:
         return step(self, checked_action(self, action))
 
     return checked_step
+
+
+def _close_viewers(self: Any) -> None:
+    viewers = self.task._viewers
+    while viewers:
+        viewers.popitem()[1].close()
+    self.task.viewer = None
 
 
 def _sized(viewer: Any) -> Any:

@@ -1,9 +1,9 @@
 """Put one navigation environment on the fast path, without touching any other.
 
 The objects of the environment keep their state and are given a subclass of their own class, which has the
-methods of :mod:`fast_task`, :mod:`fast_objects` and :mod:`fast_layout` (``_own`` is the class they had). Nothing is replaced in the
-package itself, so environments on its own code path work beside it in the same process. Objects of classes
-from outside of the package, such as a user's own task, keep their own methods.
+methods of :mod:`fast_task`, :mod:`fast_objects` and :mod:`fast_layout` (``_own`` is the class they had).
+Nothing is replaced in the package itself, so environments on its own code path work beside it in the same
+process. Objects of classes from outside of the package, such as a user's own task, keep their own methods.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ class Index:
         self._sensors: dict[str, slice] = {}
         self._bodies: dict[tuple[str, int], np.ndarray] = {}
         self._groups: dict[str | frozenset[str], frozenset[int]] = {}
+        self._mocaps: dict[tuple[str, int], slice | np.ndarray] = {}
         self._jacobian = np.zeros((3, model.nv))
 
     def sensor(self, name: str) -> slice:
@@ -43,6 +44,16 @@ class Index:
         if found is None:
             ids = [self.model.body(pattern.format(i)).id for i in range(count)]
             found = self._bodies[pattern, count] = np.array(ids, dtype=np.intp)
+        return found
+
+    def mocaps(self, pattern: str, count: int) -> slice | np.ndarray:
+        """Where the mocap bodies ``pattern.format(i)``, ``i < count``, lie in ``mocap_pos``."""
+        found = self._mocaps.get((pattern, count))
+        if found is None:
+            ids = self.model.body_mocapid[self.bodies(pattern, count)]
+            first = int(ids[0]) if count else 0
+            in_order = np.array_equal(ids, np.arange(first, first + count))
+            found = self._mocaps[pattern, count] = slice(first, first + count) if in_order else ids
         return found
 
     def velocity(self, body: int, mj_jac_body: Any) -> np.ndarray:

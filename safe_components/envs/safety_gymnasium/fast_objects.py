@@ -102,7 +102,7 @@ class _FastGroup(_FastObject):
         return self.lookup.data.xpos[self.ids]
 
     def contact_cost_of(self, key: str, name: str, unit: float, but: str | None = None) -> dict[str, Any]:
-        cost = 0
+        cost: float = 0
         for _ in range(self.lookup.touching(name, but=but)):  # as many additions as the original makes
             cost += unit
         return {key: cost}
@@ -211,9 +211,8 @@ class FastGremlins(_FastGroup):
         """Set the positions that drag the gremlins, for the present time."""
         index = self.lookup
         phase = float(index.data.time)
-        x, y = (np.array([np.sin(phase), np.cos(phase)]) * self.travel).tolist()
-        ids = index.model.body_mocapid[index.bodies("gremlin{}mocap", self.num)]
-        index.data.mocap_pos[ids] = (x, y, self.size)
+        target = index.mocaps("gremlin{}mocap", self.num)
+        index.data.mocap_pos[target] = (np.sin(phase) * self.travel, np.cos(phase) * self.travel, self.size)
 
 
 OBJECTS: dict[str, type] = {

@@ -48,6 +48,11 @@ class ObservationPlan:
                 target += range(here.start, here.stop)
                 source += range(first, sensor.stop)
         self.size = start
+        # Objects that do not follow a body (the circle) are asked for their positions instead.
+        bodies = [o.ids if hasattr(o, "ids") else None for o, _ in self.lidars]
+        known = [ids for ids in bodies if ids is not None]
+        self.lidar_bodies = np.concatenate(known) if known and len(known) == len(bodies) else None
+        self.lidar_counts = [len(np.array(o.pos, ndmin=2)) for o, _ in self.lidars]
         self.target, self.source = np.array(target), np.array(source)
         self.hinge_target = np.array([t for t, _ in hinges], dtype=np.intp)
         self.hinge_source = np.array([s for _, s in hinges], dtype=np.intp)
@@ -77,14 +82,11 @@ class ObservationPlan:
             return
         if not self.lidars:
             return
-        positions = [np.array(obstacle.pos, dtype=float, ndmin=2) for obstacle, _ in self.lidars]
-        readings = lidar(
-            np.concatenate(positions),
-            [len(group) for group in positions],
-            index.agent_pos,
-            index.agent_mat,
-            task.lidar_conf,
-        )
+        if self.lidar_bodies is not None:
+            positions = index.data.xpos[self.lidar_bodies]
+        else:
+            positions = np.concatenate([np.array(o.pos, dtype=float, ndmin=2) for o, _ in self.lidars])
+        readings = lidar(positions, self.lidar_counts, index.agent_pos, index.agent_mat, task.lidar_conf)
         for (obstacle, here), reading in zip(self.lidars, readings, strict=True):
             # Just after a button was pressed, none can be seen until the timer has run down.
             out[here] = 0.0 if obstacle.name == "buttons" and obstacle.timer != 0 else reading

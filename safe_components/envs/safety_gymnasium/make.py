@@ -75,13 +75,13 @@ def make_safety_gymnasium(
     if "config" in kwargs:
         kwargs["config"] = {**spec.kwargs.get("config", {}), **kwargs["config"]}
     spec.kwargs.update(kwargs)
-    creator = load_env_creator(spec.entry_point)
+    creator: Any = load_env_creator(str(spec.entry_point))
     modes = [None, *creator.metadata["render_modes"]]
     if spec.kwargs.get("render_mode") not in modes:
         raise ValueError(f"render_mode is {spec.kwargs['render_mode']!r}; it must be one of {modes}")
     with np.errstate(over="ignore"):  # Box(float32 bounds, dtype=float64) overflows in gymnasium 1.4
         env = creator(**spec.kwargs)
-    task = getattr(env, "task", None)
+    task: Any = getattr(env, "task", None)
     if task is not None and max_episode_steps is not None:
         task.num_steps = max_episode_steps  # navigation tasks count their steps themselves, too
     env.unwrapped.spec = spec
