@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
-from torchrl.data import Categorical, Composite, Unbounded
+from torchrl.data import Categorical, Composite, TensorSpec, Unbounded
 from torchrl.envs import EnvBase
 
 from safe_components import keys
@@ -99,12 +99,13 @@ class GymnasiumBatch(EnvBase):
         first = self._envs[0]
         self._read_observation = observation_reader(first.observation_space)
         self._size = spaces.flatdim(first.observation_space)
+        action_spec, self._read_action = action_reader(first.action_space, self.batch_size, self.device)
         try:
             self._cost: CostReader = probe_costs(first, tuple(cost_keys))
         except BaseException:
             self.close()
             raise
-        self._set_specs(first.action_space)
+        self._set_specs(action_spec)
         self._rows = num_envs
         self._observation = np.zeros((num_envs, self._size), np.float32)
         self._ended = np.zeros((num_envs, 3), bool)  # terminated, truncated, done
@@ -113,13 +114,13 @@ class GymnasiumBatch(EnvBase):
         self._seeds: list[int | None] = [None] * num_envs
         self.set_seed(seed)
 
-    def _set_specs(self, action_space: spaces.Space) -> None:
+    def _set_specs(self, action_spec: TensorSpec) -> None:
         batch, device = self.batch_size, self.device
         self.observation_spec = Composite(
             {keys.OBSERVATION: Unbounded((*batch, self._size), dtype=torch.float32, device=device)},
             shape=batch,
         )
-        self.action_spec, self._read_action = action_reader(action_space, batch, device)
+        self.action_spec = action_spec
         self.reward_spec = Composite(
             reward=Unbounded((*batch, 1), dtype=torch.float32, device=device),
             cost=Unbounded((*batch, self._cost.size), dtype=torch.float32, device=device),

@@ -143,8 +143,11 @@ def _constructor(
     # Safety-Gymnasium is asked first: it registers its ids with Gymnasium, too, which cannot make them.
     if env_id.startswith("Safety") and env_id in safety_gymnasium_ids():
         return functools.partial(make_safety_gymnasium, env_id, **options)
+    module, _, name = env_id.rpartition(":")
     try:
-        gymnasium.spec(env_id)  # imports the module of "module:Id-v0"
+        if module:
+            importlib.import_module(module)  # it registers its ids
+        gymnasium.spec(name)
     except (gymnasium.error.Error, ImportError) as error:
         raise ValueError(f"unknown environment {env_id!r}{_nearest(env_id)}") from error
     return functools.partial(gymnasium.make, env_id, disable_env_checker=True, **options)

@@ -1,0 +1,69 @@
+"""Small Gymnasium environments whose every number is known."""
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+
+class Corridor(gymnasium.Env):
+    """A walker at x moves by its action; reward x, cost 1 beyond 1; ends beyond 3."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = spaces.Box(-0.5, 0.5, (1,), np.float32)
+
+    def __init__(self, start=None, cost=lambda x: int(x > 1), info_key="cost", render_mode=None):
+        self.start, self.cost, self.info_key, self.render_mode = start, cost, info_key, render_mode
+        self.executed = []
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x = self.np_random.uniform(-1, 1) if self.start is None else self.start
+        self.t = 0
+        return self.observe(), {}
+
+    def observe(self):
+        return np.array([self.x, self.t], np.float64)
+
+    def step(self, action):
+        assert action.dtype == np.float32
+        assert action.shape == (1,)
+        self.executed.append(float(action[0]))
+        self.x += float(action[0])
+        self.t += 1
+        return self.observe(), self.x, self.x > 3, False, {self.info_key: self.cost(self.x)}
+
+
+class SixValues(Corridor):
+    """Returns its cost in third place; info holds its parts."""
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        cost = info.pop("cost")
+        parts = {"cost_a": cost, "cost_b": np.float64(self.x)}
+        return observation, reward, cost, terminated, truncated, parts
+
+
+class Choice(Corridor):
+    """The same with two actions, numbered from 1: back and forth."""
+
+    action_space = spaces.Discrete(2, start=1)
+    observation_space = spaces.Dict(x=spaces.Box(-np.inf, np.inf, (1, 1)), late=spaces.Discrete(2))
+
+    def observe(self):
+        return {"x": np.full((1, 1), self.x, np.float32), "late": int(self.t > 2)}
+
+    def step(self, action):
+        return super().step(np.array([-0.5 if action == 1 else 0.5], np.float32))
+
+
+class Free(Corridor):
+    """Reports no cost, but another number."""
+
+    def step(self, action):
+        *rest, _ = super().step(action)
+        return *rest, {"speed": 1.0, "name": "free"}
+
+
+for kind in (Corridor, Choice, Free):
+    gymnasium.register(f"{kind.__name__}-v0", entry_point=kind, max_episode_steps=8)
+gymnasium.register("SixValues-v0", entry_point=SixValues)  # Gymnasium's TimeLimit expects five values

@@ -1,0 +1,292 @@
+"""make_env: the contract every kind of environment keeps, and the errors."""
+
+import functools
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from cost_envs import Corridor
+from tensordict import TensorDict
+from torchrl.envs import ParallelEnv, RewardSum, TransformedEnv, check_env_specs
+
+from safe_components.envs import GymnasiumBatch, PointCircle, make_env
+
+SAFETY, VELOCITY, GYM, SIX, CHOICE = (
+    "SafetyPointGoal1-v0",
+    "SafetyHalfCheetahVelocity-v1",
+    "cost_envs:Corridor-v0",
+    "cost_envs:SixValues-v0",
+    "cost_envs:Choice-v0",
+)
+KINDS = [SAFETY, VELOCITY, GYM, SIX, CHOICE, "PointCircle"]
+
+
+def random_rollout(env, steps=30, **kwargs):
+    torch.manual_seed(0)
+    return env.rollout(steps, break_when_any_done=False, **kwargs)
+
+
+def act(action, td):
+    return td.set("action", action)
+
+
+def same(a, b):
+    return bool((a == b).all())
+
+
+@pytest.mark.parametrize("num_envs", [1, 3])
+@pytest.mark.parametrize("env_id", KINDS)
+def test_specs_shapes_and_equal_episodes_from_one_seed(env_id, num_envs):
+    env = make_env(env_id, num_envs=num_envs, seed=7)
+    batch = [num_envs] if num_envs > 1 else []
+    assert list(env.batch_size) == batch
+    first = random_rollout(env)
+    for key in ("reward", "cost"):
+        assert list(first["next", key].shape) == [*batch, 30, 1]
+        assert first["next", key].dtype == torch.float32
+    assert first["observation"].dtype == first["action"].dtype == torch.float32
+
+    env.set_seed(7)
+    assert same(random_rollout(env), first)
+    assert same(random_rollout(make_env(env_id, num_envs=num_envs, seed=7)), first)
+    other = random_rollout(make_env(env_id, num_envs=num_envs, seed=8))
+    assert not same(other["observation"], first["observation"])
+    check_env_specs(env, seed=0)
+
+
+def test_workers():
+    env = make_env(SAFETY, num_envs=4, num_workers=2, seed=3)
+    try:
+        assert isinstance(env, ParallelEnv)
+        assert env.batch_size == (2, 2)
+        first = random_rollout(env, 5)
+        assert first["next", "cost"].shape == (2, 2, 5, 1)
+        assert first["observation"][..., 0, :].flatten(0, 1).unique(dim=0).shape[0] == 4
+        env.set_seed(3)
+        assert same(random_rollout(env, 5), first)
+        check_env_specs(env)
+    finally:
+        env.close()
+
+
+@pytest.mark.parametrize("env_id", [SAFETY, "PointCircle"])
+def test_copies_never_share_an_episode(env_id):
+    env = make_env(env_id, num_envs=3, seed=0, max_episode_steps=2)
+    starts = torch.cat([env.reset()["observation"] for _ in range(4)])
+    assert starts.unique(dim=0).shape[0] == 12
+
+
+def test_a_single_copy_is_seeded_by_the_seed_itself():
+    env = make_env("cost_envs:Corridor-v0", seed=11)
+    expected, _ = gymnasium.make("Corridor-v0").reset(seed=11)
+    np.testing.assert_allclose(env.reset()["observation"], expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("env_id", [GYM, SIX])
+def test_numbers_are_those_of_the_environment(env_id):
+    env = make_env(env_id, seed=5)
+    raw = gymnasium.make(env_id.split(":")[1], disable_env_checker=True)
+    observation, _ = raw.reset(seed=5)
+    rollout = random_rollout(env, 8)
+    for t in range(rollout.shape[0]):
+        np.testing.assert_allclose(rollout["observation"][t], observation, rtol=1e-6)
+        result = raw.step(rollout["action"][t].numpy())
+        observation = result[0]
+        cost = result[2] if len(result) == 6 else result[-1]["cost"]
+        assert rollout["next", "reward"][t].item() == pytest.approx(result[1], rel=1e-6)
+        assert rollout["next", "cost"][t].item() == cost
+        np.testing.assert_allclose(rollout["next", "observation"][t], observation, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("cost", "expected"),
+    [
+        (lambda x: 2, [2.0]),
+        (lambda x: np.float64(0.5), [0.5]),
+        (lambda x: np.array([0.25]), [0.25]),
+        (lambda x: np.int32(3), [3.0]),
+        (lambda x: True, [1.0]),
+        (lambda x: [1, 2, 4], [1.0, 2.0, 4.0]),
+        (lambda x: np.array([0.5, 8.0]), [0.5, 8.0]),
+    ],
+)
+def test_a_cost_may_be_any_number_or_a_vector(cost, expected):
+    env = GymnasiumBatch(functools.partial(Corridor, cost=cost), num_envs=2, frame_skip=2)
+    out = env.rollout(1)["next", "cost"]
+    assert out.tolist() == [[[2 * x for x in expected]]] * 2
+    assert out.dtype == torch.float32
+
+
+def test_cost_keys_stack():
+    env = make_env(SIX, cost_keys=("cost_b", "cost_a"), seed=0)
+    rollout = env.rollout(3)
+    assert rollout["next", "cost"].shape == (3, 2)
+    assert torch.equal(rollout["next", "cost"][:, :1], rollout["next", "reward"])
+    hazards = make_env(SAFETY, cost_keys=("cost_hazards", "cost_sum"), seed=0)
+    assert hazards.full_reward_spec["cost"].shape == (2,)
+
+
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+@pytest.mark.parametrize("env_id", [GYM, "PointCircle"])
+def test_sums_over_an_episode(env_id, device):
+    env = make_env(env_id, num_envs=3, seed=0, device=device, max_episode_steps=8)
+    summed = RewardSum(in_keys=["reward", "cost"], out_keys=["episode_reward", "episode_cost"])
+    rollout = TransformedEnv(env, summed).rollout(24, break_when_any_done=False)
+    assert rollout.device.type == device
+    for key in ("reward", "cost"):
+        total = torch.zeros(3, 1, device=device)
+        for t in range(24):
+            total = total + rollout["next", key][:, t]
+            torch.testing.assert_close(rollout["next", f"episode_{key}"][:, t], total)
+            total = total * ~rollout["next", "done"][:, t]
+
+
+def test_frame_skip_sums_reward_and_cost_and_stops_at_the_end():
+    raw = GymnasiumBatch(functools.partial(Corridor, start=1.0))
+    skipped = GymnasiumBatch(functools.partial(Corridor, start=1.0), frame_skip=3)
+    assert type(skipped) is GymnasiumBatch  # TorchRL appended no transform of its own
+    for env, frames in ((raw, 5), (skipped, 2)):
+        rollout = env.rollout(9, policy=lambda td: td.set("action", torch.ones(1)))
+        assert rollout.shape[0] == frames
+        assert rollout["next", "reward"].sum().item() == 1.5 + 2 + 2.5 + 3 + 3.5
+        assert rollout["next", "cost"].sum().item() == 5
+        assert rollout["next", "terminated"].flatten().tolist() == [False] * (frames - 1) + [True]
+        assert not rollout["next", "truncated"].any()
+
+
+def test_truncation_is_not_termination():
+    env = make_env(GYM, num_envs=2, start=0.0)
+    rollout = env.rollout(20, policy=lambda td: td.set("action", torch.tensor([[0.1], [-0.5]])))
+    assert rollout.shape == (2, 8)
+    assert rollout["next", "truncated"][:, -1].all()
+    assert not rollout["next", "terminated"].any()
+    assert torch.equal(rollout["next", "done"], rollout["next", "truncated"])
+    assert make_env(GYM, max_episode_steps=3).max_episode_steps == 3
+
+
+def test_actions_outside_the_bounds_are_clipped_and_stay_as_sampled():
+    env = GymnasiumBatch(functools.partial(Corridor, start=0.0))
+    rollout = env.rollout(2, policy=lambda td: td.set("action", torch.tensor([4.0])))
+    assert rollout["action"].flatten().tolist() == [4.0, 4.0]
+    assert env.envs[0].executed[-2:] == [0.5, 0.5]
+    assert rollout["next", "observation"][:, 0].tolist() == [0.5, 1.0]
+
+
+def test_a_partial_reset_touches_only_its_copies():
+    env = make_env(GYM, num_envs=3, seed=0)
+    state = env.rollout(2)[:, -1]["next"].exclude("reward", "cost")
+    before = state["observation"].clone()
+    state["_reset"] = torch.tensor([[False], [True], [False]])
+    after = env.reset(state)["observation"]
+    assert torch.equal(after[[0, 2]], before[[0, 2]])
+    assert after[1, 1] == 0
+    assert after[1, 0] != before[1, 0]
+
+
+@pytest.mark.parametrize("env_id", [GYM, "PointCircle"])
+def test_copies_that_have_ended_wait_for_the_others(env_id):
+    if env_id == GYM:
+        env = make_env(env_id, num_envs=2, start=2.0)
+        actions, length = torch.tensor([[0.5], [0.15]]), 7
+    else:
+        env = make_env(env_id, num_envs=2, seed=0, max_episode_steps=6)
+        actions, length = torch.ones(2, 2), 6
+    rollout = env.rollout(
+        20, policy=lambda td: td.set("action", actions), break_when_any_done=False, break_when_all_done=True
+    )
+    assert rollout.shape == (2, length)
+    assert rollout["next", "done"][:, -1].all()
+
+
+def test_no_step_overwrites_what_an_earlier_one_returned():
+    for env in (make_env(GYM, num_envs=2, seed=0), PointCircle(2, seed=0)):
+        td = env.reset()
+        kept = []
+        for _ in range(6):
+            td = env.rand_step(td)
+            kept.append((td["next"], td["next"].clone()))
+            td = env.step_mdp(td)
+        td = env.reset()
+        assert all(same(a, b) for a, b in kept)
+        # and the caller may write into what it was given
+        env.set_seed(1)
+        plain = env.reset()["observation"].clone()
+        env.set_seed(1)
+        td = env.reset()
+        td["observation"].zero_()
+        none = TensorDict({"_reset": torch.zeros(2, 1, dtype=torch.bool)}, [2])
+        assert torch.equal(env._reset(none)["observation"], plain)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ({"cost": lambda x: float("nan") if x > 1 else 0.0}, "cost is nan in environment 1 of 2 at step 3"),
+        ({"cost": lambda x: 1e39 if x > 1 else 0.0}, "cost is inf in environment 1 of 2 at step 3"),
+    ],
+)
+def test_numbers_that_are_not_finite_stop_at_once(fault, message):
+    env = GymnasiumBatch(functools.partial(Corridor, start=0.0, **fault), num_envs=2)
+    actions = torch.tensor([[0.1], [0.5]])
+    with pytest.raises(FloatingPointError, match=message):
+        env.rollout(9, policy=lambda td: td.set("action", actions))
+
+
+def test_observations_rewards_and_actions_that_are_not_finite():
+    env = GymnasiumBatch(functools.partial(Corridor, start=float("inf")))
+    with pytest.raises(FloatingPointError, match="observation is inf in environment 0 of 1 at step 0"):
+        env.reset()
+    for env in (make_env(GYM, num_envs=2), PointCircle(2)):
+        bad = torch.zeros(2, env.action_spec.shape[-1])
+        bad[1, 0] = float("nan")
+        with pytest.raises(FloatingPointError, match="action of environment 1 is not finite"):
+            env.rollout(2, policy=functools.partial(act, bad))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_envs": 0}, "num_envs must be an integer of at least 1, got 0"),
+        ({"num_envs": 1.5}, "num_envs must be an integer"),
+        ({"frame_skip": 0}, "frame_skip must be"),
+        ({"num_workers": 0}, "num_workers must be"),
+        ({"num_envs": 3, "num_workers": 2}, "num_envs 3 must be a multiple of num_workers 2"),
+        ({"max_episode_steps": 0}, "max_episode_steps must be"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"cost_keys": ()}, "cost_keys is empty"),
+        ({"cost_keys": ("cost", "cots")}, "no cost 'cots'.*numeric entries found.*cost"),
+        ({"env_id": "cost_envs:Free-v0"}, "Free-v0 reports no cost 'cost'.*speed"),
+        ({"env_id": "CartPole-v1"}, "CartPole-v1 reports no cost 'cost'"),
+        ({"env_id": "safetypointgoal1-v0"}, "unknown environment.*did you mean SafetyPointGoal1-v0"),
+        ({"env_id": "SafetyPointGaol1-v0"}, "did you mean SafetyPointGoal1-v0"),
+        ({"env_id": "PointCirle"}, "did you mean PointCircle"),
+        ({"env_id": "HalfCheeta-v5"}, "did you mean HalfCheetah-v5"),
+        ({"env_id": "no_such_module:Env-v0"}, "unknown environment"),
+        ({"env_id": "PointCircle", "render_mode": "human"}, "render_mode must be None"),
+    ],
+)
+def test_bad_input(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make_env(**({"env_id": GYM} | arguments))
+
+
+def test_spaces_that_are_not_supported():
+    class Listening(Corridor):
+        observation_space = gymnasium.spaces.Sequence(gymnasium.spaces.Discrete(2))
+
+    class Keys(Corridor):
+        action_space = gymnasium.spaces.MultiDiscrete([2, 2])
+
+    with pytest.raises(ValueError, match="observation space .* cannot be flattened"):
+        GymnasiumBatch(Listening)
+    with pytest.raises(ValueError, match="action space .* is not supported"):
+        GymnasiumBatch(lambda: Keys(cost=lambda x: 0))
+
+
+def test_render():
+    class Drawn(Corridor):
+        def render(self):
+            return np.zeros((2, 2, 3), np.uint8)
+
+    assert GymnasiumBatch(Drawn).render().shape == (2, 2, 3)
