@@ -176,7 +176,8 @@ class TDLoss(LossModule):
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Compute the loss of a batch; see the class for the entries read and returned."""
         names = self.tensor_keys
-        with self.critic_params.to_module(self.critic):
+        # Swapped in as they are: "preserving the module's state" would turn target buffers into parameters.
+        with self.critic_params.to_module(self.critic, preserve_module_state=False):
             q = self.critic(tensordict[names.observation], tensordict[names.action])
         target = self.target(tensordict)
         if q.shape[1:] != target.shape:
@@ -229,7 +230,7 @@ class TDLoss(LossModule):
         """``mean_j agg_e Q'_e(s', a'_j)``, soft if asked for: ``[..., num_outputs]``."""
         action, log_prob = self._next_action(following)
         observation = following[self.tensor_keys.observation]
-        with self.target_critic_params.to_module(self.critic):
+        with self.target_critic_params.to_module(self.critic, preserve_module_state=False):
             q = self.critic(observation, action)
         value = aggregate(q, self.aggregate, self.std_coef)
         if log_prob is not None:
@@ -241,7 +242,7 @@ class TDLoss(LossModule):
         """``a' [..., (K,) a]`` and, for a soft target, ``log π(a'|s') [..., (K)]``."""
         if self.policy_params is None:
             return self._act(following)
-        with self.policy_params.to_module(self.policy):
+        with self.policy_params.to_module(self.policy, preserve_module_state=False):
             return self._act(following)
 
     def _act(self, following: TensorDictBase) -> tuple[Tensor, Tensor | None]:

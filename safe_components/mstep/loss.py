@@ -206,14 +206,16 @@ class MStepLoss(LossModule):
 
     def _gaussian(self, params: TensorDictParams, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """``loc`` and ``scale_tril`` of the policy with these parameters; writes nothing to the input."""
+        # Swapped in as they are: "preserving the module's state" would turn target buffers into parameters.
         if self._single_network:
             # Called on tensors: the dictionaries in between would cost half of what the network does.
             module = self.policy.module[0]
-            with params.get(("module", "0", "module")).to_module(module.module):
+            own = params.get(("module", "0", "module"))
+            with own.to_module(module.module, preserve_module_state=False):
                 values = module.module(*(tensordict[key] for key in module.in_keys))
             outputs = dict(zip(module.out_keys, values, strict=True))
         else:
-            with params.to_module(self.policy):
+            with params.to_module(self.policy, preserve_module_state=False):
                 outputs = self.policy.get_dist_params(tensordict.select(*self.policy.in_keys))
         names = self.tensor_keys
         loc, scale_tril = outputs.get(names.loc, None), outputs.get(names.scale_tril, None)

@@ -234,6 +234,8 @@ def test_only_the_critic_learns_and_targets_follow_by_polyak_average():
     loss(batch_of(5))["loss_q"].backward()
     assert all(p.grad is None for p in policy.parameters())
     assert all(p.grad.abs().sum() > 0 for p in critic.parameters())
+    # The call has left the targets buffers: an optimiser made now would not touch them either.
+    assert {id(p) for p in loss.parameters()} == {id(p) for p in critic.parameters()}
     with torch.no_grad():
         for p in critic.parameters():
             p.add_(1.0)
