@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import gymnasium
+import mujoco
 import numpy as np
 import xmltodict
 
@@ -164,6 +165,8 @@ def _adapt(package: types.ModuleType) -> None:
     """Replace the names inside the package that the installed stack no longer serves."""
     from safety_gymnasium import builder, world
     from safety_gymnasium.bases import base_agent, underlying
+    from safety_gymnasium.tasks.safe_velocity import safety_ant_velocity_v0 as ant
+    from safety_gymnasium.tasks.safe_velocity import safety_humanoid_velocity_v0 as humanoid
     from safety_gymnasium.utils import keyboard_viewer, registration
 
     # Their ``make`` reads fields that gymnasium 1.0 dropped from EnvSpec.
@@ -175,6 +178,10 @@ def _adapt(package: types.ModuleType) -> None:
     world.xmltodict = types.SimpleNamespace(parse=xmltodict.parse, unparse=textures.unparse)
     builder.Builder.close = _close_viewers
     builder.Builder.step = _checked_step(builder.Builder.step)
+    # Since MuJoCo 3 a reset no longer normalises the quaternion of the floating base in place.
+    if int(mujoco.__version__.partition(".")[0]) >= 3:
+        for env in (ant.SafetyAntVelocityEnv, humanoid.SafetyHumanoidVelocityEnv):
+            env.reset_model = _normalised(env.reset_model)
     # gymnasium >= 1.0 asks viewers for the frame's size.
     underlying.OffScreenViewer = _sized(underlying.OffScreenViewer)
     window_init = keyboard_viewer.WindowViewer.__init__
@@ -209,6 +216,15 @@ def _checked_step(step: Callable[..., Any]) -> Callable[..., Any]:
         return step(self, checked_action(self, action))
 
     return checked_step
+
+
+def _normalised(reset_model: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def reset_model_and_normalise(self: Any) -> Any:
+        reset_model(self)
+        mujoco.mj_normalizeQuat(self.model, self.data.qpos)
+        return self._get_obs()
+
+    return reset_model_and_normalise
 
 
 def _close_viewers(self: Any) -> None:
