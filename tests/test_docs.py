@@ -37,8 +37,7 @@ def test_metrics_page_defines_every_column():
         re.findall(r'^            "(\w+)": (?:solution|reward_out|cost_out|policy_out|limits)', recipe, re.M)
     )
     assert {"eta", "lambda", "kl_mean"} <= logged
-    shared = set(
-        "frames updates wall_seconds frames_per_second episodes episode_reward episode_cost "
-        "episode_violation_rate eval_reward eval_cost eval_violation_rate".split()
-    )
+    shared = {"frames", "updates", "wall_seconds", "frames_per_second", "episodes"} | {
+        f"{prefix}_{name}" for prefix in ("episode", "eval") for name in ("reward", "cost", "violation_rate")
+    }
     assert {name for name in logged | shared if f"`{name}`" not in page} == set()
