@@ -6,5 +6,6 @@
 
 from safe_components.envs.safety_gymnasium.compat import load_safety_gymnasium
 from safe_components.envs.safety_gymnasium.make import make_safety_gymnasium, safety_gymnasium_ids
+from safe_components.envs.safety_gymnasium.textures import plain_textures
 
-__all__ = ["load_safety_gymnasium", "make_safety_gymnasium", "safety_gymnasium_ids"]
+__all__ = ["load_safety_gymnasium", "make_safety_gymnasium", "plain_textures", "safety_gymnasium_ids"]
