@@ -95,6 +95,9 @@ def make_collector(
     # Naming the device spares a cast of every tensor at every step.
     device = device if device is not None else _device_of(policy)
     options = {"frames_per_batch": frames_per_batch, "total_frames": total_frames, **kwargs}
+    if backend == "process":
+        # What TorchRL appends for recurrent policies, and announces for every other one.
+        options.setdefault("auto_register_policy_transforms", False)
     if num_workers == 0:
         if backend != "process" or not sync:
             raise ValueError(f"backend={backend!r}, sync={sync} needs num_workers of at least 1")
