@@ -132,7 +132,7 @@ class ParticleSampler(TensorDictModuleBase):
 
     def _reference(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         policy, params = self._policy
-        inputs = tensordict.select(self.in_keys[0])
+        inputs = tensordict.select(*getattr(policy, "in_keys", self.in_keys))
         with _swapped(policy, params):
             parameters: Any = getattr(policy, "get_dist_params", policy)
             outputs = parameters(inputs)
@@ -145,7 +145,8 @@ class ParticleSampler(TensorDictModuleBase):
 
 
 def _swapped(module: Any, params: TensorDictBase | None) -> AbstractContextManager[Any]:
-    return nullcontext() if params is None else params.to_module(module)
+    # Without the flag, swapped-in buffers would come out as parameters that require gradients.
+    return nullcontext() if params is None else params.to_module(module, preserve_module_state=False)
 
 
 def _scores(
