@@ -183,10 +183,27 @@ class DualSolver(nn.Module, ABC):
         return self._solution(scaled, answer, infeasible_mask, recovered, upper, q_reward.dtype)
 
     def _cold_start(self, problem: DualProblem) -> Tensor:
-        """The temperature at which a Gaussian reward alone would fill the ball."""
-        shape = problem.features.shape[:-2]
-        point = torch.zeros(shape, dtype=problem.features.dtype, device=problem.features.device)
-        point[..., 0] = (2.0 * problem.epsilon).rsqrt()
+        """The optimum if the estimates were Gaussian: of the reward alone, or with one cost that binds.
+
+        In spreads, with correlation ``c``: ``eta^2 = (1 - c^2) / (2 epsilon - d^2)`` and ``lam = c - eta d``
+        where both are positive; otherwise, and for several costs, ``eta^2 = 1 / (2 epsilon)``, ``lam = 0``.
+        """
+        features = problem.features
+        point = torch.zeros(features.shape[:-2], dtype=features.dtype, device=features.device)
+        eta = (2.0 * problem.epsilon).rsqrt().expand(point.shape[:-1])
+        if point.shape[-1] == 2:
+            reward, cost = features[..., 0, :, :], features[..., 1, :, :]
+            if problem.log_prior is not None:
+                correlation = (problem.log_prior.exp() * reward * cost).sum(-1).mean(-1)
+            else:
+                correlation = (reward * cost).mean((-2, -1))
+            limit = problem.cost_limits[..., 0]
+            bound = ((1.0 - correlation.square()) / (2.0 * problem.epsilon - limit.square())).sqrt()
+            lam = correlation - bound * limit
+            use = (lam > 0) & (bound > 0) & bound.isfinite()
+            eta = torch.where(use, bound, eta)
+            point[..., 1] = torch.where(use, lam, 0.0)
+        point[..., 0] = eta
         return point
 
     def _recover(self, scaled: ScaledProblem) -> tuple[_Answer, Tensor]:
@@ -198,7 +215,7 @@ class DualSolver(nn.Module, ABC):
         upper[..., 0] = torch.inf
         lower = torch.zeros_like(upper)
         lower[..., 0] = self.eta_min
-        start = torch.maximum(self._cold_start(problem), upper.clamp_max(1.0))
+        start = upper.clone()
         start[..., 0] = (2.0 * problem.epsilon).rsqrt()
         enough = torch.full_like(start[..., 0], -torch.inf)
         spread = scaled.spread.clone()
@@ -300,12 +317,16 @@ def _check_shapes(
 
 
 def _check_values(problem: DualProblem) -> None:
+    # One question to the device where all is well.
+    finite = problem.features.isfinite().all()
+    good = finite & (problem.epsilon > 0).all() & (problem.cost_limits >= 0).all()
+    if bool(good):
+        return
     if not bool((problem.epsilon > 0).all()):
         raise ValueError(f"epsilon={problem.epsilon.tolist()} must be positive (nats)")
     if not bool((problem.cost_limits >= 0).all()):
         raise ValueError(f"cost_limits={problem.cost_limits.tolist()} must be at least 0 (Q units)")
-    if not bool(problem.features.isfinite().all()):
-        finite = problem.features.isfinite().movedim(-3, 0).flatten(1).all(1)
-        bad = int(finite.logical_not().nonzero()[0])
-        name = "q_reward" if bad == 0 else f"q_cost[..., {bad - 1}]"
-        raise ValueError(f"{name} holds values that are not finite")
+    columns = problem.features.isfinite().movedim(-3, 0).flatten(1).all(1)
+    bad = int(columns.logical_not().nonzero()[0])
+    name = "q_reward" if bad == 0 else f"q_cost[..., {bad - 1}]"
+    raise ValueError(f"{name} holds values that are not finite")

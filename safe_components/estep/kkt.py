@@ -12,7 +12,7 @@ def kkt_residual(gradient: Tensor, point: Tensor, lower: Tensor, upper: Tensor, 
     In units of the spreads ``s`` (the root of the mean variance within a state, under the prior) of the
     reward and the costs, the residual is the largest of
 
-        (KL - epsilon)_+ / epsilon                                     the ball is left
+        (KL - epsilon)_+ / min(1, epsilon)                             the ball is left
         (E_q Q_c,i - d_i)_+ / s_i                                      a limit is exceeded
         (eta - eta_min) (epsilon - KL)_+ / s_r                         the ball is priced but does not bind
         lam_i (d_i - E_q Q_c,i)_+ / s_r                                a limit is priced but does not bind
@@ -31,7 +31,7 @@ def kkt_residual(gradient: Tensor, point: Tensor, lower: Tensor, upper: Tensor, 
     Returns:
         ``[...]``, 0 at a solution.
     """
-    violation = (-gradient).clamp_min(0.0) * (upper - point).clamp_max(1.0)
-    slack = gradient.clamp_min(0.0) * (point - lower)
-    ball = (violation[..., :1] / epsilon.unsqueeze(-1)).amax(-1)
-    return torch.maximum(ball, torch.cat([slack, violation[..., 1:]], dim=-1).amax(-1))
+    factor = torch.where(gradient > 0, point - lower, (point - upper).clamp_min(-1.0))
+    terms = gradient * factor
+    ball = -gradient[..., 0] / epsilon
+    return torch.maximum(ball, terms.amax(-1))

@@ -73,13 +73,14 @@ class NewtonDualSolver(DualSolver):
         terms = dual_terms(problem, point[..., 0], point[..., 1:])
         value, gradient, hessian = terms.value, terms.gradient, terms.hessian
         radius = torch.ones_like(value)
+        eye = torch.eye(point.shape[-1], dtype=point.dtype, device=point.device)
         iterations = torch.ones_like(value, dtype=torch.long)
         for _ in range(self.fixed_iterations or self.max_iterations):
             done = kkt_residual(gradient, point, lower, upper, problem.epsilon) <= self.tol
             done = done | (value < enough)
             if self.synchronises and bool(done.all()):
                 break
-            step, size = _newton_step(point, gradient, hessian, lower, upper, radius)
+            step, size = _newton_step(point, gradient, hessian, lower, upper, radius, eye)
             trial = torch.minimum(torch.maximum(point + step, lower), upper)
             terms = dual_terms(problem, trial[..., 0], trial[..., 1:])
             promised = (gradient * (trial - point)).sum(-1)
@@ -96,7 +97,13 @@ class NewtonDualSolver(DualSolver):
 
 
 def _newton_step(
-    point: Tensor, gradient: Tensor, hessian: Tensor, lower: Tensor, upper: Tensor, radius: Tensor
+    point: Tensor,
+    gradient: Tensor,
+    hessian: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    radius: Tensor,
+    eye: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Newton's step for the free multipliers inside a box, and its size as a share of the full box.
 
@@ -104,26 +111,25 @@ def _newton_step(
     are eliminated first, so that they follow ``eta`` where the box cuts its step: along a ridge on
     which ``eta`` goes to its bound (parallel estimates) all move together.
     """
-    held = ((point <= lower) & (gradient > 0)) | ((point >= upper) & (gradient < 0))
-    diagonal = hessian.diagonal(dim1=-2, dim2=-1)
-    scale = torch.where(held, 0.0, diagonal.clamp_min(1e-60).rsqrt())
-    rows = hessian * (scale.unsqueeze(-1) * scale.unsqueeze(-2))
-    # Unit diagonal, plus a trace that keeps singular Hessians solvable.
-    n = gradient.shape[-1]
-    eye = torch.eye(n, dtype=rows.dtype, device=rows.device)
-    rows = torch.cat([torch.where(eye > 0, 1.0 + 1e-12, rows), (gradient * scale).unsqueeze(-1)], dim=-1)
-    for i in range(1, n):  # Gauss-Jordan: n is small, and no library call waits for the device
-        column, pivot = rows[..., i : i + 1], rows[..., i : i + 1, :]
-        rows = rows - (column - eye[:, i : i + 1]) * (pivot / pivot[..., i : i + 1])
+    free = torch.where(gradient > 0, point > lower, point < upper)
+    mask = free.to(gradient.dtype)
+    # A trace on the diagonal keeps singular Hessians solvable; a held multiplier stands alone with step 0.
+    curvature = hessian.diagonal(dim1=-2, dim2=-1)
+    diagonal = torch.where(free, curvature * (1.0 + 1e-12) + 1e-120, 1.0)
+    rows = torch.where(eye > 0, diagonal.unsqueeze(-1), hessian * (mask.unsqueeze(-1) * mask.unsqueeze(-2)))
+    rows = torch.cat([rows, (gradient * mask).unsqueeze(-1)], dim=-1)
+    for i in range(1, gradient.shape[-1]):  # Gauss-Jordan: few rows, and no library call that waits
+        pivot = rows[..., i : i + 1, :]
+        rows = rows - (rows[..., i : i + 1] - eye[:, i : i + 1]) * (pivot / pivot[..., i : i + 1])
     eta = point[..., :1]
-    radius = radius.unsqueeze(-1)
-    unit = scale[..., :1].clamp_min(1e-300)
-    least = torch.maximum(lower[..., :1] - eta, -0.9 * radius * eta)
-    move = -rows[..., 0, -1:] / rows[..., 0, :1].clamp_min(1e-10)
-    move = torch.minimum(torch.maximum(move, least / unit), 9.0 * radius * eta / unit)
-    step = scale * torch.cat([move, -rows[..., 1:, -1] - rows[..., 1:, 0] * move], dim=-1)
-    eta_size = torch.maximum(step[..., :1] / 9.0, step[..., :1] / -0.9) / eta
+    room = radius.unsqueeze(-1) * eta
+    # What elimination leaves of eta's curvature cannot be told from rounding below this share of it.
+    left = torch.maximum(rows[..., 0, :1], 1e-10 * diagonal[..., :1])
+    move = torch.maximum(-rows[..., 0, -1:] / left, torch.maximum(lower[..., :1] - eta, -0.9 * room))
+    move = torch.minimum(move, 9.0 * room)
+    step = torch.cat([move, -rows[..., 1:, -1] - rows[..., 1:, 0] * move], dim=-1)
+    eta_size = torch.maximum(move / 9.0, move / -0.9) / eta
     size = torch.cat([eta_size, step[..., 1:].abs() / (10.0 + 10.0 * point[..., 1:])], dim=-1)
-    size = size.amax(-1, keepdim=True)
+    size = size.amax(-1)
     share = (radius / size.clamp_min(1e-300)).clamp_max(1.0)
-    return step * share, (size * share).squeeze(-1)
+    return step * share.unsqueeze(-1), size * share

@@ -1,0 +1,188 @@
+import pytest
+import torch
+from tensordict import TensorDict, TensorDictParams
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torch.distributions import MultivariateNormal
+from torchrl.modules import ProbabilisticActor
+
+from safe_components.estep import EStepProjector, ParticleSampler
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+class Head(nn.Module):
+    """A Gaussian head on two observations: two actions, full covariance that depends on the state."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 5)
+
+    def forward(self, observation):
+        out = self.linear(observation)
+        loc, log_diagonal, below = out[..., :2], out[..., 2:4], out[..., 4]
+        tril = torch.diag_embed(log_diagonal.exp())
+        tril[..., 1, 0] = below
+        return loc, tril
+
+
+class Critic(nn.Module):
+    """Two members, quadratic in the action."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.centre = nn.Parameter(torch.randn(2, outputs, 2))
+
+    def forward(self, observation, action):
+        centre = self.centre[:, None, None]
+        return -(action[None, :, :, None] - centre).square().sum(-1) + observation.sum(-1)[:, None, None]
+
+
+@pytest.fixture
+def parts():
+    torch.manual_seed(0)
+    policy = TensorDictModule(Head(), in_keys=["observation"], out_keys=["loc", "scale_tril"])
+    return policy, Critic(1), Critic(3)
+
+
+def states(batch=4):
+    return TensorDict(observation=torch.randn(batch, 2), batch_size=[batch])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_keys_shapes_and_dtypes(parts, device):
+    policy, reward, cost = (part.to(device) for part in parts)
+    sampler = ParticleSampler(policy, reward, cost, num_particles=8)
+    data = states().to(device)
+    assert sampler(data) is data
+    shapes = {key: tuple(value.shape) for key, value in data["particles"].items()}
+    assert shapes == {
+        "action": (4, 8, 2),
+        "q_reward": (4, 8),
+        "q_cost": (4, 8, 3),
+        "loc": (4, 2),
+        "scale_tril": (4, 2, 2),
+    }
+    assert sorted(sampler.out_keys) == sorted(("particles", key) for key in shapes)
+    for key in shapes:
+        assert data["particles", key].dtype == torch.float32
+        assert data["particles", key].device.type == device
+        assert not data["particles", key].requires_grad
+    # The particles' reference is kept apart from the behaviour's policy.
+    assert set(data.keys()) == {"observation", "particles"}
+
+
+def test_scores_are_the_critics_reduced(parts):
+    policy, reward, cost = parts
+    for how, reduce in (("min", "amin"), ("mean", "mean"), ("max", "amax")):
+        sampler = ParticleSampler(policy, reward, cost, 8, reward_aggregate=how, cost_aggregate=how)
+        data = sampler(states())
+        action = data["particles", "action"]
+        members = reward(data["observation"], action)
+        torch.testing.assert_close(data["particles", "q_reward"], getattr(members, reduce)(0).squeeze(-1))
+        members = cost(data["observation"], action)
+        torch.testing.assert_close(data["particles", "q_cost"], getattr(members, reduce)(0))
+    sampler = ParticleSampler(policy, reward, cost, 8, cost_aggregate="conservative", cost_std_coef=2.0)
+    data = sampler(states())
+    members = cost(data["observation"], data["particles", "action"])
+    torch.testing.assert_close(
+        data["particles", "q_cost"], members.mean(0) + 2.0 * members.std(0, correction=0)
+    )
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+def test_actions_follow_the_reference_distribution(parts, antithetic):
+    policy, reward, _ = parts
+    number = 40_000
+    data = ParticleSampler(policy, reward, None, number, antithetic=antithetic)(states())
+    loc, tril = data["particles", "loc"], data["particles", "scale_tril"]
+    expected_loc, expected_tril = policy.module(data["observation"])
+    torch.testing.assert_close(loc, expected_loc)
+    torch.testing.assert_close(tril, expected_tril)
+    centred = (data["particles", "action"] - loc.unsqueeze(1)).double()
+    white = torch.linalg.solve_triangular(tril.double().unsqueeze(1), centred.unsqueeze(-1), upper=False)
+    white = white.squeeze(-1)
+    # Five standard errors of a mean (0.005) and of a variance (0.007) of 40,000 draws; antithetic
+    # draws have half as many independent squares.
+    covariance = white.mT @ white / number
+    assert white.mean(1).abs().max() < (1e-6 if antithetic else 0.025)
+    assert (covariance - torch.eye(2).double()).abs().max() < 0.05
+
+
+def test_a_probabilistic_actor_gives_its_parameters(parts):
+    policy, reward, cost = parts
+    actor = ProbabilisticActor(
+        policy,
+        in_keys=["loc", "scale_tril"],
+        distribution_class=MultivariateNormal,
+        return_log_prob=False,
+    )
+    data = states()
+    torch.manual_seed(1)
+    a = ParticleSampler(actor, reward, cost, 8)(data.clone())
+    torch.manual_seed(1)
+    b = ParticleSampler(policy, reward, cost, 8)(data.clone())
+    assert (a["particles"] == b["particles"]).all()
+
+
+def test_parameters_are_swapped_in_and_back(parts):
+    policy, reward, cost = parts
+    data = states()
+
+    def zeroed(module):
+        return TensorDictParams(TensorDict.from_module(module).data.clone().zero_(), no_convert=True)
+
+    sampler = ParticleSampler(
+        policy,
+        reward,
+        cost,
+        8,
+        policy_params=zeroed(policy),
+        reward_params=zeroed(reward),
+        cost_params=zeroed(cost),
+    )
+    before = [p.clone() for part in parts for p in part.parameters()]
+    sampler(data)
+    after = [p for part in parts for p in part.parameters()]
+    assert all(torch.equal(x, y) for x, y in zip(before, after, strict=True))
+    action, observation = data["particles", "action"], data["observation"]
+    torch.testing.assert_close(data["particles", "scale_tril"], torch.eye(2).expand(4, 2, 2))
+    expected = -action.square().sum(-1) + observation.sum(-1, keepdim=True)
+    torch.testing.assert_close(data["particles", "q_reward"], expected)
+    torch.testing.assert_close(data["particles", "q_cost"][..., 2], expected)
+
+
+def test_swapped_parameters_are_read_at_each_call(parts):
+    policy, reward, _ = parts
+    params = TensorDictParams(TensorDict.from_module(policy).data.clone(), no_convert=True)
+    sampler = ParticleSampler(policy, reward, None, 8, policy_params=params)
+    first = sampler(states())["particles", "loc"]
+    assert first.abs().max() > 0
+    params.data.zero_()
+    assert sampler(states())["particles", "loc"].abs().max() == 0
+
+
+def test_the_networks_stay_with_their_owners(parts):
+    sampler = ParticleSampler(*parts, 8)
+    assert list(sampler.parameters()) == []
+    assert sampler.state_dict() == {}
+
+
+def test_no_constraint_end_to_end(parts):
+    policy, reward, _ = parts
+    data = EStepProjector(0.1, [])(ParticleSampler(policy, reward, None, 8)(states()))
+    assert data["particles", "q_cost"].shape == (4, 8, 0)
+    weight, q = data["particles", "weight"], data["particles", "q_reward"]
+    assert (weight * q).sum(1).mean() > q.mean()
+
+
+def test_bad_input_is_named(parts):
+    policy, reward, cost = parts
+    with pytest.raises(ValueError, match="num_particles=1"):
+        ParticleSampler(policy, reward, cost, 1)
+    with pytest.raises(ValueError, match="num_particles=7 must be even"):
+        ParticleSampler(policy, reward, cost, 7, antithetic=True)
+    with pytest.raises(ValueError, match="one output"):
+        ParticleSampler(policy, cost, cost, 8)(states())
+    with pytest.raises(ValueError, match=r"cost_critic must return \[E, B, K, outputs\].*\(4, 8\)"):
+        ParticleSampler(policy, reward, lambda o, a: a.sum(-1), 8)(states())

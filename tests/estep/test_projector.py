@@ -1,0 +1,206 @@
+import pytest
+import torch
+from tensordict import TensorDict
+
+from safe_components.estep import (
+    AdamDualSolver,
+    EStepProjector,
+    NewtonDualSolver,
+    SLSQPDualSolver,
+)
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def batch(m=1, seed=0, dtype=torch.float32, device="cpu", **extra):
+    generator = torch.Generator().manual_seed(seed)
+    q_reward = torch.randn(20, 8, generator=generator, dtype=torch.float64)
+    q_cost = 2 + torch.randn(20, 8, m, generator=generator, dtype=torch.float64)
+    particles = {"q_reward": q_reward.to(dtype), "q_cost": q_cost.to(dtype), **extra}
+    return TensorDict(particles=particles, batch_size=[20]).to(device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("m", [0, 1, 3])
+def test_writes_weights_and_keeps_the_solution(m, dtype, device):
+    data = batch(m, dtype=dtype, device=device)
+    projector = EStepProjector(0.1, [2.1] * m).to(device)
+    assert projector.solution is None
+    result = projector(data)
+    assert result is data
+    weight = data["particles", "weight"]
+    assert weight.dtype == dtype
+    assert weight.shape == (20, 8)
+    torch.testing.assert_close(weight.sum(-1), torch.ones_like(weight[:, 0]))
+    solution = projector.solution
+    assert solution.eta.shape == ()
+    assert solution.lam.shape == solution.expected_cost.shape == (m,)
+    assert float(solution.kl) <= 0.1 + 1e-9
+    assert float(solution.residual) <= 1e-8
+    assert bool(solution.feasible)
+    direct = NewtonDualSolver()(
+        data["particles", "q_reward"], data["particles", "q_cost"], 0.1, torch.full((m,), 2.1)
+    )
+    torch.testing.assert_close(weight, direct.weight)
+
+
+def test_keys_are_declared_and_can_be_renamed():
+    projector = EStepProjector(0.1, 2.1)
+    assert projector.in_keys == [("particles", "q_reward"), ("particles", "q_cost")]
+    assert projector.out_keys == [("particles", "weight")]
+    renamed = EStepProjector(0.1, 2.1, q_reward_key="r", q_cost_key="c", weight_key="w", log_prior_key="p")
+    data = batch()
+    flat = TensorDict(r=data["particles", "q_reward"], c=data["particles", "q_cost"], batch_size=[20])
+    torch.testing.assert_close(renamed(flat)["w"], projector(data)["particles", "weight"])
+
+
+def test_log_prior_is_read_where_present():
+    log_prior = torch.randn(20, 8, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
+    with_prior = EStepProjector(0.1, 2.1)(batch(log_prior=log_prior))["particles", "weight"]
+    without = EStepProjector(0.1, 2.1)(batch())["particles", "weight"]
+    assert (with_prior - without).abs().max() > 0.01
+    divergence = (with_prior * (with_prior.log() - log_prior)).sum(-1).mean()
+    assert float(divergence) == pytest.approx(0.1, rel=1e-4)
+
+
+def test_no_gradient_flows_through():
+    data = batch()
+    data["particles", "q_reward"].requires_grad_()
+    assert not EStepProjector(0.1, 2.1)(data)["particles", "weight"].requires_grad
+
+
+@pytest.mark.parametrize("solver", [None, SLSQPDualSolver(), AdamDualSolver()])
+def test_any_solver(solver):
+    exact = EStepProjector(0.1, 1.9)(batch())["particles", "weight"]
+    weight = EStepProjector(0.1, 1.9, solver=solver)(batch())["particles", "weight"]
+    torch.testing.assert_close(weight, exact, rtol=0.01, atol=1e-3)
+
+
+def test_multipliers_are_kept_for_the_next_batch_and_in_checkpoints():
+    def similar():
+        data = batch(2)
+        data["particles", "q_reward"] *= 1.05
+        return data
+
+    first = EStepProjector(0.1, [1.7, 1.8])
+    first(batch(2))
+    assert torch.equal(first.eta, first.solution.eta)
+    assert torch.equal(first.lam, first.solution.lam)
+    second = EStepProjector(0.5, [7.0, 7.0])
+    second.load_state_dict(first.state_dict())
+    assert float(second.epsilon) == 0.1
+    assert second.cost_limits.tolist() == [1.7, 1.8]
+    a, b = similar(), similar()
+    first(a)
+    second(b)
+    assert torch.equal(a["particles", "weight"], b["particles", "weight"])
+    assert int(first.solution.iterations) == int(second.solution.iterations)
+    cold = EStepProjector(0.1, [1.7, 1.8], warm_start=False)
+    cold(batch(2))
+    c = similar()
+    cold(c)
+    assert int(cold.solution.iterations) > int(first.solution.iterations)
+    torch.testing.assert_close(c["particles", "weight"], a["particles", "weight"])
+
+
+def test_one_step_a_batch_follows_a_standing_problem():
+    """What one warm-started step a batch does: after many batches it arrives, if nothing moves meanwhile."""
+    projector = EStepProjector(0.1, [1.7, 1.8], solver=AdamDualSolver(steps=1, lr=0.02))
+    residuals = []
+    for _ in range(300):
+        projector(batch(2))
+        residuals.append(float(projector.solution.residual))
+    assert residuals[0] > 0.05
+    assert residuals[-1] < 0.2 * residuals[0]
+    assert residuals[-1] > 1e-6
+
+
+def test_recovery_multipliers_are_not_carried_over():
+    projector = EStepProjector(0.1, 0.0)
+    projector(batch())
+    assert bool(projector.solution.recovered)
+    assert bool(projector.eta.isnan())
+    projector.set_cost_limits(2.1)
+    projector(batch())
+    assert bool(projector.solution.converged)
+    assert bool(projector.solution.feasible)
+
+
+@pytest.mark.parametrize("infeasible", ["recover", "clip"])
+def test_infeasible_is_flagged_either_way(infeasible):
+    projector = EStepProjector(0.1, 0.0, infeasible=infeasible)
+    projector(batch())
+    assert not bool(projector.solution.feasible)
+    assert bool(projector.solution.recovered) == (infeasible == "recover")
+    # With the multiplier at 1e6 spreads, clipping comes as close to recovery as that allows.
+    best = EStepProjector(0.1, 0.0)
+    best(batch())
+    torch.testing.assert_close(projector.solution.expected_cost, best.solution.expected_cost)
+
+
+def test_limits_follow_a_schedule():
+    projector = EStepProjector(0.1, [2.1])
+    projector.set_cost_limits(1.9)
+    projector(batch())
+    assert float(projector.solution.expected_cost) == pytest.approx(1.9)
+    with pytest.raises(ValueError, match="2 cost_limits cannot replace 1"):
+        projector.set_cost_limits([1.0, 2.0])
+    with pytest.raises(ValueError, match="at least 0"):
+        projector.set_cost_limits(-1.0)
+
+
+def test_excluded_actions_may_hold_anything():
+    log_prior = torch.zeros(20, 8)
+    log_prior[:, 3] = -torch.inf
+    data = batch(log_prior=log_prior)
+    data["particles", "q_reward"][:, 3] = torch.nan
+    weight = EStepProjector(0.1, 2.1)(data)["particles", "weight"]
+    assert bool(weight.isfinite().all())
+    assert weight[:, 3].abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0.0, 1.0), r"epsilon=0\.0 must be positive"),
+        ((-1.0, 1.0), r"epsilon=-1\.0"),
+        ((float("nan"), 1.0), "epsilon=nan"),
+        ((0.1, -1.0), "at least 0"),
+        ((0.1, [1.0, float("nan")]), "finite"),
+        ((0.1, [[1.0]]), r"\[m\]"),
+        ((0.1, 1.0, None, "ignore"), "infeasible='ignore'"),
+    ],
+)
+def test_bad_settings_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        EStepProjector(*arguments)
+
+
+def test_bad_batches_are_named():
+    projector = EStepProjector(0.1, [1.0, 1.0])
+    with pytest.raises(ValueError, match=r"2 cost_limits were given.*holds 1 costs"):
+        projector(batch(1))
+    data = batch(2)
+    data["particles", "q_cost"][3, 1, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"'particles', 'q_cost'\) holds 1 values that are not finite"):
+        projector(data)
+    data["particles", "q_reward"][3, 1] = torch.inf
+    with pytest.raises(ValueError, match=r"'particles', 'q_reward'\)"):
+        projector(data)
+    with pytest.raises(ValueError, match="K >= 2"):
+        projector(
+            TensorDict(
+                particles={"q_reward": torch.zeros(3, 1), "q_cost": torch.zeros(3, 1, 2)}, batch_size=[3]
+            )
+        )
+    with pytest.raises(ValueError, match="log_prior"):
+        projector(batch(2, log_prior=torch.full((20, 8), torch.nan)))
+
+
+def test_unchecked_and_fixed_is_the_same():
+    solver = NewtonDualSolver(fixed_iterations=20)
+    fixed = EStepProjector(0.1, 1.9, solver=solver, check_finite=False)(batch())
+    torch.testing.assert_close(
+        fixed["particles", "weight"], EStepProjector(0.1, 1.9)(batch())["particles", "weight"]
+    )
