@@ -40,12 +40,13 @@ class Side:
 
 @dataclass(frozen=True)
 class Row:
-    """Two sides to compare, and the ratio that the project promises (``None``: none)."""
+    """Two sides to compare, and what the project promises of the other one (``None``: nothing)."""
 
     task: str
     base: Side
     other: Side
-    promised: float | None = None
+    promised: float | None = None  # ratio to the base
+    promised_speed: float | None = None  # steps/s
 
 
 def safety_gymnasium(env_id: str, fast: bool) -> Iterator[int]:
@@ -87,9 +88,67 @@ def safety_gymnasium_rows() -> list[Row]:
     ]
 
 
+def collected(env_id: str, num_envs: int, steps: int) -> Iterator[int]:
+    """Collect batches of ``num_envs`` × ``steps`` through TorchRL, with TorchRL's random policy."""
+    import functools
+
+    import torch
+
+    from safe_components.collectors import make_collector
+    from safe_components.envs import make_env
+
+    torch.set_num_threads(1)
+    make = functools.partial(make_env, env_id, num_envs=num_envs)
+    for batch in make_collector(make, None, frames_per_batch=num_envs * steps, seed=0):
+        yield batch.numel()
+
+
+def point_circle(num_envs: int, steps: int) -> Iterator[int]:
+    """Step PointCircle with one action all along, without TorchRL's loop around it."""
+    import torch
+
+    from safe_components.envs import PointCircle
+
+    torch.set_num_threads(1)
+    env = PointCircle(num_envs, seed=0)
+    while True:
+        td = env.rand_action(env.reset())
+        for _ in range(steps):
+            env.step(td)
+        yield num_envs * steps
+
+
+def collected_rows() -> list[Row]:
+    """The raw fast path against collection through TorchRL, several copies in one process."""
+    copies = {
+        "SafetyPointCircle1-v0": (16, 500),
+        "SafetyPointGoal1-v0": (16, 1000),
+        "SafetyAntRun0-v0": (16, 500),
+        "SafetyHalfCheetahVelocity-v1": (32, 1000),
+    }
+    rows = [
+        Row(
+            env_id,
+            Side("fast path", safety_gymnasium, (env_id, True)),
+            Side(f"collected, {num_envs} copies", collected, (env_id, num_envs, steps)),
+            promised=0.8,
+        )
+        for env_id, (num_envs, steps) in copies.items()
+    ]
+    rows.append(
+        Row(
+            "PointCircle",
+            Side("stepped, 4096 copies", point_circle, (4096, 100)),
+            Side("collected, 4096 copies", collected, ("PointCircle", 4096, 100)),
+            promised_speed=1e6,
+        )
+    )
+    return rows
+
+
 def rows() -> list[Row]:
     """Every row of the table."""
-    return safety_gymnasium_rows()
+    return safety_gymnasium_rows() + collected_rows()
 
 
 def serve(pipe: Connection, side: Side) -> None:
@@ -153,9 +212,11 @@ def main() -> None:
             continue
         base, other, ratio = measure(row, options.seconds)
         promised = "" if row.promised is None else f"≥ {row.promised:g}"
+        if row.promised_speed is not None:
+            promised = f"≥ {row.promised_speed:,.0f} steps/s"
         print(
             f"| {row.task} | {row.base.name} | {row.other.name} "
-            f"| {base:,.0f} | {other:,.0f} | {ratio:.1f} | {promised} |",
+            f"| {base:,.0f} | {other:,.0f} | {ratio:.2f} | {promised} |",
             flush=True,
         )
 

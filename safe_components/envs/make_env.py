@@ -160,9 +160,12 @@ def _make_bullet(env_id: str, **options: Any) -> gymnasium.Env:
             "pip install pybullet && pip install --no-deps bullet-safety-gym==1.4.0"
         )
     importlib.import_module("bullet_safety_gym")  # registers the ids
-    make = functools.partial(gymnasium.make, env_id, disable_env_checker=True, **options)
-    with np.errstate(over="ignore"):  # its spaces mix float32 and float64 bounds
-        return OwnRandomState(make, in_step="Gather" in env_id or "Reach" in env_id)
+
+    def make() -> gymnasium.Env:
+        with np.errstate(over="ignore"):  # its spaces mix float32 and float64 bounds
+            return gymnasium.make(env_id, disable_env_checker=True, **options)
+
+    return OwnRandomState(make, in_step="Gather" in env_id or "Reach" in env_id)
 
 
 def _nearest(env_id: str) -> str:

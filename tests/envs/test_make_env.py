@@ -278,9 +278,9 @@ def test_spaces_that_are_not_supported():
     class Keys(Corridor):
         action_space = gymnasium.spaces.MultiDiscrete([2, 2])
 
-    with pytest.raises(ValueError, match="observation space .* cannot be flattened"):
+    with pytest.raises(ValueError, match=r"observation space .* cannot be flattened"):
         GymnasiumBatch(Listening)
-    with pytest.raises(ValueError, match="action space .* is not supported"):
+    with pytest.raises(ValueError, match=r"action space .* is not supported"):
         GymnasiumBatch(lambda: Keys(cost=lambda x: 0))
 
 
