@@ -22,9 +22,14 @@ ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "tests" / "data" / "safety_gymnasium_reference.npz"
 
 
-def safety_gymnasium_room() -> types.ModuleType:
-    """``safe_components.envs.safety_gymnasium``; where torch is missing, without its parent package."""
-    if importlib.util.find_spec("torch") is None and "safe_components.envs" not in sys.modules:
+def safety_gymnasium_room(alone: bool | None = None) -> types.ModuleType:
+    """``safe_components.envs.safety_gymnasium``, which is imported without its parent package if ``alone``.
+
+    By default it is where torch is missing.
+    """
+    if alone is None:
+        alone = importlib.util.find_spec("torch") is None
+    if alone and "safe_components.envs" not in sys.modules:
         parent = types.ModuleType("safe_components.envs")
         parent.__path__ = [str(ROOT / "safe_components" / "envs")]
         sys.modules["safe_components.envs"] = parent

@@ -44,7 +44,7 @@ def targets(task) -> list[np.ndarray]:
     return [task.data.body(name).xpos[:2] + 0.03 for name in names if name in known]
 
 
-def play(env_id: str, fast: bool, steps: int = 12) -> list[np.ndarray]:
+def play(env_id: str, fast: bool, steps: int = 6) -> list[np.ndarray]:
     """Everything two episodes and the objects met in them return, as a list of float arrays."""
     with room.plain_textures():
         env = room.make_safety_gymnasium(env_id, fast=fast)
