@@ -68,6 +68,8 @@ class Config(RunConfig):
     """transitions kept, the oldest replaced first; allocated at once and saved with each checkpoint"""
     batch_size: int = 256
     """states per update"""
+    estep_window: int = 20_000
+    """the policy is improved at states of the last so many frames; the critics learn from all"""
     frames_per_batch: int = 500
     """frames collected between updates"""
     updates_per_frame: float = 0.04
@@ -169,9 +171,13 @@ def main(config: Config) -> None:
             {"params": list(mstep.trust_region.parameters()), "lr": config.alpha_lr},
         ]
     )
-    buffer = TensorDictReplayBuffer(
-        storage=LazyTensorStorage(config.buffer_size, device=device), batch_size=config.batch_size
-    )
+    # The limit holds on average over the E-step's states, so these are recent ones: states that only
+    # earlier policies visited would count their cost against the present one. See docs/cost_budget.md.
+    def make_buffer(frames: int) -> TensorDictReplayBuffer:
+        storage = LazyTensorStorage(frames // config.env.frame_skip, device=device)
+        return TensorDictReplayBuffer(storage=storage, batch_size=config.batch_size)
+
+    buffer, recent = make_buffer(config.buffer_size), make_buffer(config.estep_window)
     n_step = n_step_transform(config.n_step, config.gamma)
 
     def update() -> dict[str, torch.Tensor]:
@@ -182,6 +188,7 @@ def main(config: Config) -> None:
         (reward_out["loss_q"] + cost_out["loss_q"]).backward()
         critic_optim.step()
 
+        batch = recent.sample()
         particles(batch)
         require_finite(batch.select(keys.PARTICLE_Q_REWARD, keys.PARTICLE_Q_COST), run.updates, "update")
         estep(batch)
@@ -222,6 +229,7 @@ def main(config: Config) -> None:
         "critic_optim": critic_optim,
         "policy_optim": policy_optim,
         "buffer": buffer,
+        "recent": recent,
     }
     with Run(config, "cvpo", **components) as run:
         with workers_ignore_interrupt():
@@ -229,7 +237,7 @@ def main(config: Config) -> None:
             collector = make_collector(
                 lambda: TransformedEnv(make(**env_settings, seed=config.seed + run.frames), episode_sums()),
                 policy,
-                frames_per_batch=config.frames_per_batch,
+                frames_per_batch=config.frames_per_batch // config.env.frame_skip,
                 policy_device=device,
                 env_device="cpu",
                 auto_register_policy_transforms=False,
@@ -241,7 +249,9 @@ def main(config: Config) -> None:
             run.advance(batch.numel() * config.env.frame_skip)
             require_finite(batch, run.frames)
             episodes.add(batch)
-            buffer.extend(n_step.inv(batch.select(*STORED)).reshape(-1))
+            batch = batch.select(*STORED)
+            buffer.extend(n_step.inv(batch).reshape(-1))
+            recent.extend(batch.select(keys.OBSERVATION).reshape(-1))
             if run.frames > config.warmup_frames:
                 updates_owed += (run.frames - since) * config.updates_per_frame
                 while updates_owed >= 1:
