@@ -86,8 +86,10 @@ class Config(RunConfig):
     """Adam's step size for the critics"""
     policy_lr: float = 5e-4
     """Adam's step size for the policy"""
-    polyak: float = 0.995
-    """share kept by the target networks and the reference policy at each update"""
+    critic_polyak: float = 0.98
+    """share the target critics keep at each update"""
+    policy_polyak: float = 0.99
+    """share the reference policy keeps at each update"""
     num_particles: int = 16
     """K, actions sampled per state in the E-step"""
     epsilon: float = 0.1
@@ -141,11 +143,11 @@ def main(config: Config) -> None:
     ).to(device)
     mstep = MStepLoss(policy, trust_region=HardTrustRegion(config.kl_mean, config.kl_cov)).to(device)
     # Target parameters follow by Polyak averaging; TorchRL wants the updaters before the first use.
-    targets = [SoftUpdate(mstep, eps=config.polyak)]
+    targets = [SoftUpdate(mstep, eps=config.policy_polyak)]
     td = {"gamma": config.gamma, "policy_params": mstep.target_policy_params}
     reward_td = TDLoss(reward_critic, policy, reward_key=keys.REWARD, aggregate="min", **td)
     cost_td = TDLoss(cost_critic, policy, reward_key=keys.COST, aggregate=config.cost_aggregate, **td)
-    targets += [SoftUpdate(loss, eps=config.polyak) for loss in (reward_td, cost_td)]
+    targets += [SoftUpdate(loss, eps=config.critic_polyak) for loss in (reward_td, cost_td)]
     particles = ParticleSampler(
         policy,
         reward_critic,
