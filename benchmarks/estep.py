@@ -3,10 +3,11 @@
     python benchmarks/estep.py [--states 300] [--particles 64] [--costs 1] [--repeats 60] [--device cpu]
 
 All solvers run in turn on the same problem, a new one each round, so that what else the machine does
-falls on all of them. Times are medians; the ratio is the median over rounds of a solver's time to that of
-the published E-step in the same round. The residual is the largest violation of the optimality conditions
-relative to scale (``safe_components.estep.kkt_residual``); ``warm`` starts from the multipliers of a problem
-whose estimates differ by 1 %, as those of successive batches do.
+falls on all of them. Times are medians of the wall clock and of the processor's time (which other
+processes disturb less); the ratio is the median over rounds of a solver's time to that of the published
+E-step in the same round. The residual is the largest violation of the optimality conditions relative to
+scale (``safe_components.estep.kkt_residual``); ``warm`` starts from the multipliers of a problem whose
+estimates differ by 1 %, as those of successive batches do.
 """
 
 from __future__ import annotations
@@ -75,6 +76,19 @@ def residual_at(q_reward: Tensor, q_cost: Tensor, limits: Tensor, eta: float, la
     return float(kkt_residual(gradient, point, lower, upper, scaled.problem.epsilon))
 
 
+def clocks(device: str) -> tuple[float, float]:
+    """Wall clock and processor time, seconds."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter(), time.process_time()
+
+
+def since(start: tuple[float, float], device: str) -> tuple[float, float]:
+    """Seconds passed on both clocks."""
+    wall, processor = clocks(device)
+    return wall - start[0], processor - start[1]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--states", type=int, default=300)
@@ -99,16 +113,16 @@ def main() -> None:
         "Newton, 12 fixed evaluations": (fixed, False),
     }
     reference = "published SLSQP (10 iterations)"
-    seconds: dict[str, list[float]] = {name: [] for name in (reference, *solvers)}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in (reference, *solvers)}
     residuals: dict[str, list[float]] = {name: [] for name in seconds}
     evaluations: dict[str, list[int]] = {name: [] for name in seconds}
     for repeat in range(-3, arguments.repeats):  # the first rounds warm up
         q_reward, q_cost, limits = problem(
             arguments.states, arguments.particles, arguments.costs, repeat + 3, arguments.device
         )
-        start = time.perf_counter()
+        start = clocks(arguments.device)
         point, count = published(q_reward, q_cost, limits)
-        elapsed = time.perf_counter() - start
+        elapsed = since(start, arguments.device)
         if repeat >= 0:
             eta, lam = point[0], torch.from_numpy(point[1:])
             seconds[reference].append(elapsed)
@@ -119,14 +133,11 @@ def main() -> None:
             if solve is adam and repeat % 10:
                 continue
             init = (before.eta, before.lam) if warm else None
-            if arguments.device != "cpu":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
+            start = clocks(arguments.device)
             solution = solve(q_reward, q_cost, EPSILON, limits, init=init)
-            if arguments.device != "cpu":
-                torch.cuda.synchronize()
+            elapsed = since(start, arguments.device)
             if repeat >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(elapsed)
                 residuals[name].append(float(solution.residual))
                 evaluations[name].append(int(solution.iterations))
 
@@ -134,12 +145,19 @@ def main() -> None:
         f"[{arguments.states}, {arguments.particles}], {arguments.costs} cost(s), {arguments.device}, "
         f"{arguments.threads} thread(s), {arguments.repeats} rounds"
     )
-    print(f"{'solver':36}{'ms':>8}{'ratio':>8}{'evaluations':>13}{'residual, median':>18}{'worst':>10}")
+    print(
+        f"{'solver':34}{'wall ms':>9}{'ratio':>7}{'CPU ms':>9}{'ratio':>7}"
+        f"{'evaluations':>13}{'residual, median':>18}{'worst':>10}"
+    )
     for name in seconds:
         rounds = range(0, arguments.repeats, arguments.repeats // len(seconds[name]))[: len(seconds[name])]
-        ratio = median(t / seconds[reference][r] for t, r in zip(seconds[name], rounds, strict=True))
+        times = ""
+        for clock in (0, 1):
+            own = [t[clock] for t in seconds[name]]
+            ratio = median(t / seconds[reference][r][clock] for t, r in zip(own, rounds, strict=True))
+            times += f"{1e3 * median(own):9.2f}{ratio:7.2f}"
         print(
-            f"{name:36}{1e3 * median(seconds[name]):8.2f}{ratio:8.2f}{median(evaluations[name]):13.0f}"
+            f"{name:34}{times}{median(evaluations[name]):13.0f}"
             f"{median(residuals[name]):18.1e}{max(residuals[name]):10.1e}"
         )
 

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from safe_components.estep.checks import check_shapes, check_values
 from safe_components.estep.kkt import kkt_residual
 from safe_components.estep.scaling import ScaledProblem, scale_problem
 from safe_components.estep.solution import DualSolution
@@ -129,10 +130,10 @@ class DualSolver(nn.Module, ABC):
         """
         if q_cost.ndim == q_reward.ndim:
             q_cost = q_cost.unsqueeze(-1)
-        _check_shapes(q_reward, q_cost, cost_limits, log_prior, infeasible)
+        check_shapes(q_reward, q_cost, cost_limits, log_prior, infeasible)
         problem = dual_problem(q_reward.double(), q_cost.double(), epsilon, cost_limits, log_prior)
         if self.synchronises:
-            _check_values(problem)
+            check_values(problem)
         scaled = scale_problem(problem)
         problem = scaled.problem
         costs = problem.features.shape[-3] - 1
@@ -287,46 +288,3 @@ class _Answer(NamedTuple):
 def _least_reward(problem: DualProblem) -> Tensor:
     """A little less than any ``q`` can have."""
     return problem.features[..., 0, :, :].amin(-1).mean(-1) - 1.0
-
-
-def _check_shapes(
-    q_reward: Tensor,
-    q_cost: Tensor,
-    cost_limits: float | Tensor,
-    log_prior: Tensor | None,
-    infeasible: str,
-) -> None:
-    if infeasible not in ("recover", "clip"):
-        raise ValueError(f"infeasible={infeasible!r} is not one of 'recover', 'clip'")
-    if q_reward.ndim < 2 or q_reward.shape[-1] < 2:
-        raise ValueError(f"q_reward must be [..., B, K] with K >= 2 particles, got {tuple(q_reward.shape)}")
-    if q_cost.shape[:-1] != q_reward.shape:
-        raise ValueError(
-            f"q_cost must be [..., B, K, m] beside q_reward {tuple(q_reward.shape)}, "
-            f"got {tuple(q_cost.shape)}"
-        )
-    if log_prior is not None and log_prior.shape != q_reward.shape:
-        raise ValueError(
-            f"log_prior must have the shape of q_reward, {tuple(q_reward.shape)}, "
-            f"got {tuple(log_prior.shape)}"
-        )
-    m = q_cost.shape[-1]
-    limits = torch.as_tensor(cost_limits).shape
-    if (limits[-1] if limits else 1) != m:
-        raise ValueError(f"cost_limits of shape {tuple(limits)} do not fit q_cost's m = {m} costs")
-
-
-def _check_values(problem: DualProblem) -> None:
-    # One question to the device where all is well.
-    finite = problem.features.isfinite().all()
-    good = finite & (problem.epsilon > 0).all() & (problem.cost_limits >= 0).all()
-    if bool(good):
-        return
-    if not bool((problem.epsilon > 0).all()):
-        raise ValueError(f"epsilon={problem.epsilon.tolist()} must be positive (nats)")
-    if not bool((problem.cost_limits >= 0).all()):
-        raise ValueError(f"cost_limits={problem.cost_limits.tolist()} must be at least 0 (Q units)")
-    columns = problem.features.isfinite().movedim(-3, 0).flatten(1).all(1)
-    bad = int(columns.logical_not().nonzero()[0])
-    name = "q_reward" if bad == 0 else f"q_cost[..., {bad - 1}]"
-    raise ValueError(f"{name} holds values that are not finite")
