@@ -16,8 +16,9 @@ import functools
 from typing import Literal
 
 import torch
+from tensordict import TensorDictBase
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
-from torchrl.envs import RewardSum, TransformedEnv
+from torchrl.envs import Compose, RewardSum, TransformedEnv
 from torchrl.objectives import SoftUpdate
 
 from safe_components import keys
@@ -35,7 +36,9 @@ from safe_components.training import (
     RunConfig,
     episode_summary,
     evaluate,
+    fit_observation_norm,
     launch,
+    observation_norm,
     require_finite,
     workers_ignore_interrupt,
 )
@@ -74,8 +77,8 @@ class Config(RunConfig):
     """frames collected between updates"""
     updates_per_frame: float = 0.04
     """updates per collected frame"""
-    warmup_frames: int = 10_000
-    """frames collected before the first update"""
+    warmup_frames: int = 5_000
+    """first frames, of random actions; their statistics scale the observations from then on"""
     reward_critics: int = 2
     """ensemble size; the minimum is used"""
     cost_critics: int = 2
@@ -173,6 +176,8 @@ def main(config: Config) -> None:
             {"params": list(mstep.trust_region.parameters()), "lr": config.alpha_lr},
         ]
     )
+    norm = observation_norm(observation_dim)
+
     # The limit holds on average over the E-step's states, so these are recent ones: states that only
     # earlier policies visited would count their cost against the present one. See docs/cost_budget.md.
     def make_buffer(frames: int) -> TensorDictReplayBuffer:
@@ -216,12 +221,16 @@ def main(config: Config) -> None:
             "q_cost_limit": limits,
             "estep_residual": solution.residual,
             "feasible": solution.feasible,
-            "kl_mean": policy_out["kl_mean"],
-            "kl_cov": policy_out["kl_cov"],
-            "alpha_mean": policy_out["alpha_mean"],
-            "alpha_cov": policy_out["alpha_cov"],
-            "entropy": policy_out["entropy"],
-        }
+        } | {name: policy_out[name] for name in ("kl_mean", "kl_cov", "alpha_mean", "alpha_cov", "entropy")}
+
+    def store(steps: TensorDictBase) -> None:
+        """Count the episodes that end in ``steps`` [num_envs, T] and put the transitions into the buffers."""
+        run.advance(steps.numel() * config.env.frame_skip)
+        require_finite(steps, run.frames)
+        episodes.add(steps)
+        steps = steps.select(*STORED)
+        buffer.extend(n_step.inv(steps).reshape(-1))
+        recent.extend(steps.select(keys.OBSERVATION).reshape(-1))
 
     components = {
         "mstep": mstep,
@@ -232,34 +241,40 @@ def main(config: Config) -> None:
         "policy_optim": policy_optim,
         "buffer": buffer,
         "recent": recent,
+        "norm": norm,
     }
     with Run(config, "cvpo", **components) as run:
-        with workers_ignore_interrupt():
+
+        def make_training_env() -> TransformedEnv:
             # A resumed run draws new episodes: the environments' own states are not saved.
+            env = make(**env_settings, seed=config.seed + run.frames)
+            return TransformedEnv(env, Compose(episode_sums(), norm.clone()))
+
+        averages, episodes = Averages(), EpisodeStatistics(config.cost_limit)
+        with workers_ignore_interrupt():
+            if run.frames == 0:
+                steps = config.warmup_frames // (config.env.num_envs * config.env.frame_skip)
+                warmup = make_training_env().rollout(max(steps, 2), break_when_any_done=False)
+                fit_observation_norm(norm, warmup[keys.OBSERVATION])
+                store(norm(warmup))
             collector = make_collector(
-                lambda: TransformedEnv(make(**env_settings, seed=config.seed + run.frames), episode_sums()),
+                make_training_env,
                 policy,
                 frames_per_batch=config.frames_per_batch // config.env.frame_skip,
                 policy_device=device,
                 env_device="cpu",
                 auto_register_policy_transforms=False,
             )
-        averages, episodes = Averages(), EpisodeStatistics(config.cost_limit)
+        eval_env = TransformedEnv(eval_env, norm.clone())
         updates_owed = 0.0
         for batch in collector:
             since = run.frames
-            run.advance(batch.numel() * config.env.frame_skip)
-            require_finite(batch, run.frames)
-            episodes.add(batch)
-            batch = batch.select(*STORED)
-            buffer.extend(n_step.inv(batch).reshape(-1))
-            recent.extend(batch.select(keys.OBSERVATION).reshape(-1))
-            if run.frames > config.warmup_frames:
-                updates_owed += (run.frames - since) * config.updates_per_frame
-                while updates_owed >= 1:
-                    averages.add(update())
-                    updates_owed -= 1
-                collector.update_policy_weights_()
+            store(batch)
+            updates_owed += (run.frames - since) * config.updates_per_frame
+            while updates_owed >= 1:
+                averages.add(update())
+                updates_owed -= 1
+            collector.update_policy_weights_()
             if run.due(config.log_interval, since) or run.finished:
                 learned = averages.pop()
                 require_finite(learned, run.frames)

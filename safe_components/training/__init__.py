@@ -14,6 +14,7 @@ from safe_components.training.guards import require_finite
 from safe_components.training.interrupt import StopRequest, workers_ignore_interrupt
 from safe_components.training.launch import launch
 from safe_components.training.metrics import MetricsWriter
+from safe_components.training.normalise import fit_observation_norm, observation_norm
 from safe_components.training.run import Run
 
 __all__ = [
@@ -26,8 +27,10 @@ __all__ = [
     "StopRequest",
     "episode_summary",
     "evaluate",
+    "fit_observation_norm",
     "launch",
     "load_config",
+    "observation_norm",
     "parse_config",
     "plot_curves",
     "read_metrics",
