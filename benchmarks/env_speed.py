@@ -89,17 +89,24 @@ def safety_gymnasium_rows() -> list[Row]:
 
 
 def collected(env_id: str, num_envs: int, steps: int) -> Iterator[int]:
-    """Collect batches of ``num_envs`` × ``steps`` through TorchRL, with TorchRL's random policy."""
+    """Collect batches of ``num_envs`` × ``steps`` through TorchRL, with uniform actions."""
     import functools
 
     import torch
+    from tensordict import TensorDictBase
 
     from safe_components.collectors import make_collector
     from safe_components.envs import make_env
 
     torch.set_num_threads(1)
     make = functools.partial(make_env, env_id, num_envs=num_envs)
-    for batch in make_collector(make, None, frames_per_batch=num_envs * steps, seed=0):
+    bounds = make().action_spec.space
+    low, width = bounds.low, bounds.high - bounds.low
+
+    def uniform(td: TensorDictBase) -> TensorDictBase:
+        return td.set("action", torch.rand_like(low).mul_(width).add_(low))
+
+    for batch in make_collector(make, uniform, frames_per_batch=num_envs * steps, seed=0):
         yield batch.numel()
 
 
@@ -121,10 +128,10 @@ def point_circle(num_envs: int, steps: int) -> Iterator[int]:
 def collected_rows() -> list[Row]:
     """The raw fast path against collection through TorchRL, several copies in one process."""
     copies = {
-        "SafetyPointCircle1-v0": (16, 500),
-        "SafetyPointGoal1-v0": (16, 1000),
+        "SafetyPointCircle1-v0": (32, 500),
+        "SafetyPointGoal1-v0": (32, 1000),
         "SafetyAntRun0-v0": (16, 500),
-        "SafetyHalfCheetahVelocity-v1": (32, 1000),
+        "SafetyHalfCheetahVelocity-v1": (64, 1000),
     }
     rows = [
         Row(

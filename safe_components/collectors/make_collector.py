@@ -93,8 +93,11 @@ def make_collector(
             f"total_frames must be -1 or at least frames_per_batch {frames_per_batch}, got {total_frames!r}"
         )
     # Naming the device spares a cast of every tensor at every step.
-    device = device if device is not None else _device_of(policy)
+    own = _device_of(policy)
+    device = device if device is not None else own
     options = {"frames_per_batch": frames_per_batch, "total_frames": total_frames, **kwargs}
+    if policy is not None and own is None:
+        options.setdefault("trust_policy", True)  # nothing to move to the device, nothing to warn about
     if backend == "process":
         # What TorchRL appends for recurrent policies, and announces for every other one.
         options.setdefault("auto_register_policy_transforms", False)

@@ -105,6 +105,9 @@ class GymnasiumBatch(EnvBase):
         except BaseException:
             self.close()
             raise
+        # The loop over the copies is the hot path: without frame skip it calls nothing but their steps.
+        self._advance = _step_once if frame_skip == 1 else self._skip
+        self._costs = self._cost if frame_skip == 1 else CostReader((), self._cost.size)
         self._set_specs(action_spec)
         self._rows = num_envs
         self._observation = np.zeros((num_envs, self._size), np.float32)
@@ -157,42 +160,43 @@ class GymnasiumBatch(EnvBase):
             self._seeds = [int(seed)]
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        actions = self._read_action(
-            tensordict.get(keys.ACTION).detach().cpu().numpy().reshape(self._rows, -1)
-        )
-        mask = tensordict.get("_step", None)  # set by rollouts in which some copies have ended
-        chosen = _chosen(mask, self._rows)
+        rows, size = self._rows, self._size
+        actions = self._read_action(tensordict.get(keys.ACTION).detach().cpu().numpy().reshape(rows, -1))
         # Fresh memory at every step: the tensors handed out are views of it.
-        packed = np.zeros((self._rows, self._size + 1 + self._cost.size), np.float32)
-        ended = np.zeros((self._rows, 3), bool)
-        if mask is not None:
-            packed[:, : self._size], ended[:] = self._observation, self._ended
-        if len(chosen):
-            rows: Any = slice(None) if mask is None else chosen
-            observations, rewards, costs, terminated, truncated = zip(
-                *[self._advance(self._envs[i], actions[i]) for i in chosen], strict=True
-            )
+        packed = np.zeros((rows, size + 1 + self._cost.size), np.float32)
+        ended = np.zeros((rows, 3), bool)
+        mask = tensordict.get("_step", None)  # set by rollouts in which some copies have ended
+        if mask is None:
+            where: Any = slice(None)
+            results = [self._advance(env, action) for env, action in zip(self._envs, actions, strict=True)]
+        else:
+            where = np.flatnonzero(mask.cpu().numpy())
+            results = [self._advance(self._envs[i], actions[i]) for i in where]
+            packed[:, :size], ended[:] = self._observation, self._ended
+        if results:
+            read = self._read_observation
             with np.errstate(over="ignore"):  # what float32 cannot hold is reported as not finite
-                packed[rows, : self._size] = observations
-                packed[rows, self._size] = rewards
-                packed[rows, self._size + 1 :] = np.reshape(costs, (len(chosen), -1))
-            ended[rows, 0], ended[rows, 1] = terminated, truncated
+                packed[where, :size] = [read(r[0]) for r in results] if read else [r[0] for r in results]
+                packed[where, size] = [r[1] for r in results]
+                packed[where, size + 1 :] = self._costs(results)
+            ended[where, 0], ended[where, 1] = [r[-3] for r in results], [r[-2] for r in results]
             ended[:, 2] = ended[:, 0] | ended[:, 1]
-            self._steps[rows] += 1
+            self._steps[where] += 1
         self._check_finite(packed)
         # A caller may change what it is given, so what a partial reset will repeat is a copy.
-        self._observation, self._ended = packed[:, : self._size].copy(), ended.copy()
+        self._observation, self._ended = packed[:, :size].copy(), ended.copy()
         return self._tensordict(packed, ended, step=True)
 
-    def _advance(self, env: gymnasium.Env, action: Any) -> tuple[Any, float, Any, bool, bool]:
-        result = env.step(action)
-        reward, cost = float(result[1]), self._cost(result)
-        for _ in range(self.frame_skip - 1):
+    def _skip(self, env: gymnasium.Env, action: Any) -> tuple[Any, ...]:
+        """``frame_skip`` raw steps as one result of six values, reward and costs summed."""
+        reward, cost = 0.0, np.zeros(self._cost.size)
+        for _ in range(self.frame_skip):
+            result = env.step(action)
+            reward += float(result[1])
+            cost += self._cost([result])[0]
             if result[-3] or result[-2]:
                 break
-            result = env.step(action)
-            reward, cost = reward + float(result[1]), cost + self._cost(result)
-        return self._read_observation(result[0]), reward, cost, result[-3], result[-2]
+        return result[0], reward, cost, result[-3], result[-2], {}
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)
@@ -202,11 +206,12 @@ class GymnasiumBatch(EnvBase):
                 "the first reset must reset every environment: call env.reset() without '_reset'"
             )
         observation, ended = self._observation.copy(), self._ended.copy()
+        read = self._read_observation
         for i in chosen:
             seed, self._seeds[i] = self._seeds[i], None
             first, _ = self._envs[i].reset(seed=seed, **kwargs)
             with np.errstate(over="ignore"):
-                observation[i] = self._read_observation(first)
+                observation[i] = read(first) if read else first
             ended[i] = False
             self._steps[i] = 0
         self._check_finite(observation)
@@ -250,6 +255,10 @@ class GymnasiumBatch(EnvBase):
         for env in self._envs:
             env.close()
         super().close(raise_if_closed=raise_if_closed)
+
+
+def _step_once(env: gymnasium.Env, action: Any) -> tuple[Any, ...]:
+    return env.step(action)
 
 
 def _chosen(mask: torch.Tensor | None, rows: int) -> Sequence[int]:

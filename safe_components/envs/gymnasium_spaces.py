@@ -11,10 +11,10 @@ from gymnasium import spaces
 from torchrl.data import Bounded, OneHot, TensorSpec, Unbounded
 
 
-def observation_reader(space: spaces.Space) -> Callable[[Any], Any]:
-    """What turns an observation into one vector of fixed length."""
+def observation_reader(space: spaces.Space) -> Callable[[Any], Any] | None:
+    """What turns an observation into one vector of fixed length; None where it is one."""
     if isinstance(space, spaces.Box):
-        return (lambda x: x) if len(space.shape) == 1 else np.ravel
+        return None if len(space.shape) == 1 else np.ravel
     if not space.is_np_flattenable:
         raise ValueError(
             f"observation space {space} cannot be flattened into one vector of fixed length; "

@@ -12,7 +12,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class CostReader:
-    """Reads the m costs of the tuple that ``env.step`` returned.
+    """Reads the m costs of the tuples that n calls of ``env.step`` returned.
 
     A 6-tuple ``(observation, reward, cost, terminated, truncated, info)`` holds the cost itself, a 5-tuple
     in ``info``. Each key holds a Python or NumPy number, or a vector; they are joined in order.
@@ -23,30 +23,30 @@ class CostReader:
 
     Example:
         >>> read = CostReader(("cost_a", "cost_b"), 3)
-        >>> read((0.0, 1.0, False, False, {"cost_a": 1, "cost_b": [0.5, 0.25]})).tolist()
-        [1.0, 0.5, 0.25]
+        >>> read([(0.0, 1.0, False, False, {"cost_a": 1, "cost_b": [0.5, 0.25]})]).tolist()
+        [[1.0, 0.5, 0.25]]
     """
 
     names: tuple[str, ...]
     size: int
 
-    def __call__(self, result: Sequence[Any]) -> Any:
-        """The m costs: a number if m = 1, else an array [m]."""
+    def __call__(self, results: Sequence[Sequence[Any]]) -> np.ndarray:
+        """Costs [n, m]."""
         if not self.names:
-            return self._join([result[2]])
-        info = result[-1]
-        try:
-            return self._join([info[name] for name in self.names])
-        except KeyError as missing:
-            raise KeyError(
-                f"step's info has no {missing}, which it had at construction; it has {sorted(info)}"
-            ) from None
-
-    def _join(self, values: list[Any]) -> Any:
-        if self.size > 1:
-            return np.concatenate([np.asarray(value, float).reshape(-1) for value in values])
-        value = values[0]
-        return float(value) if isinstance(value, (float, int)) else float(np.asarray(value).reshape(()))
+            values = [result[2] for result in results]
+        else:
+            try:
+                if len(self.names) == 1:
+                    name = self.names[0]
+                    values = [result[-1][name] for result in results]
+                else:
+                    values = [
+                        np.concatenate([np.reshape(result[-1][name], -1) for name in self.names])
+                        for result in results
+                    ]
+            except KeyError as missing:
+                raise KeyError(f"step's info has no {missing}, which it had at construction") from None
+        return np.array(values, float).reshape(len(results), self.size)
 
 
 def probe_costs(env: gymnasium.Env, names: tuple[str, ...]) -> CostReader:

@@ -77,6 +77,13 @@ def test_the_policy_is_shared_in_this_process():
     collector.shutdown()
 
 
+def test_a_policy_may_be_a_function():
+    batch = collect(
+        CIRCLE, lambda td: td.set("action", -td["observation"][..., :2]), frames_per_batch=30, total_frames=30
+    )[0]
+    assert torch.equal(batch["action"], -batch["observation"][..., :2])
+
+
 @pytest.mark.parametrize("sync", [True, False])
 def test_workers_collect_different_episodes_and_take_new_weights(sync):
     make = SAFETY if sync else CIRCLE
