@@ -85,6 +85,8 @@ class Config(RunConfig):
     """ensemble size"""
     cost_aggregate: Literal["mean", "max", "conservative"] = "mean"
     """how the cost ensemble becomes one number"""
+    layer_norm: bool = True
+    """normalise the critics' first hidden layer"""
     critic_lr: float = 1e-3
     """Adam's step size for the critics"""
     policy_lr: float = 5e-4
@@ -138,12 +140,11 @@ def main(config: Config) -> None:
     bounds = {"action_low": action_space.low, "action_high": action_space.high}
     hidden = {"hidden_sizes": config.hidden_sizes}
     policy = gaussian_policy(observation_dim, **bounds, **hidden, covariance=config.covariance).to(device)
-    reward_critic = QEnsemble(observation_dim, action_dim, config.reward_critics, **hidden, **bounds).to(
-        device
+    critic = functools.partial(
+        QEnsemble, observation_dim, action_dim, **hidden, **bounds, layer_norm=config.layer_norm
     )
-    cost_critic = QEnsemble(
-        observation_dim, action_dim, config.cost_critics, num_costs, **hidden, **bounds
-    ).to(device)
+    reward_critic = critic(config.reward_critics).to(device)
+    cost_critic = critic(config.cost_critics, num_costs).to(device)
     mstep = MStepLoss(policy, trust_region=HardTrustRegion(config.kl_mean, config.kl_cov)).to(device)
     # Target parameters follow by Polyak averaging; TorchRL wants the updaters before the first use.
     targets = [SoftUpdate(mstep, eps=config.policy_polyak)]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 # In-place twins, used where no gradient is recorded: they save a pass over the activations.
 _IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
@@ -40,6 +41,9 @@ class QEnsemble(nn.Module):
         action_low: ``[a]`` lower bounds, or None for no clamp.
         action_high: ``[a]`` upper bounds, or None for no clamp.
         activation: module class between the layers.
+        layer_norm: True normalises the first hidden layer before its activation, per state and
+            action and without learned scale; it keeps temporal-difference targets from diverging (the
+            ``LayerNormMLP`` of Acme's MPO, Hoffman et al. 2020, arXiv 2006.00979).
 
     Raises:
         ValueError: if a size is below 1, or the bounds do not match.
@@ -66,8 +70,10 @@ class QEnsemble(nn.Module):
         action_low: Sequence[float] | Tensor | None = None,
         action_high: Sequence[float] | Tensor | None = None,
         activation: type[nn.Module] = nn.ReLU,
+        layer_norm: bool = False,
     ) -> None:
         super().__init__()
+        self.layer_norm = layer_norm
         sizes = {"obs_dim": obs_dim, "action_dim": action_dim, "num_members": num_members}
         sizes |= {"num_outputs": num_outputs, "len(hidden_sizes)": len(hidden_sizes)}
         sizes |= {f"hidden_sizes[{i}]": width for i, width in enumerate(hidden_sizes)}
@@ -131,6 +137,9 @@ class QEnsemble(nn.Module):
         stacked = observation.expand(self.num_members, *observation.shape)
         return torch.baddbmm(self.bias_0, stacked, self.weight_observation)
 
+    def _normalise(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x
+
     def _forward_batched(self, observation: Tensor, action: Tensor) -> Tensor:
         """All members and rows in one product a layer: ``[E, B, K, num_outputs]``."""
         act = self.activation if torch.is_grad_enabled() else self._activate_
@@ -138,11 +147,11 @@ class QEnsemble(nn.Module):
         state_part = self._state_part(observation)
         rows = action.reshape(1, states * per_state, self.action_dim).expand(members, -1, -1)
         if per_state == 1:
-            x = act(torch.baddbmm(state_part, rows, self.weight_action))
+            x = act(self._normalise(torch.baddbmm(state_part, rows, self.weight_action)))
         else:
             x = torch.bmm(rows, self.weight_action).view(members, states, per_state, -1)
             # Adding in place is safe: a product's backward pass does not read its result.
-            x = act(x.add_(state_part.unsqueeze(2))).view(members, states * per_state, -1)
+            x = act(self._normalise(x.add_(state_part.unsqueeze(2)))).view(members, states * per_state, -1)
         for i in range(1, self.num_layers):
             x = torch.baddbmm(getattr(self, f"bias_{i}"), x, getattr(self, f"weight_{i}"))
             if i < self.num_layers - 1:
@@ -167,6 +176,7 @@ class QEnsemble(nn.Module):
                 rows = action[block].flatten(0, 1)
                 x = torch.mm(rows, self.weight_action[e], out=buffers[0][: len(rows)])
                 x.view(-1, per_state, x.shape[1]).add_(state_part[e, block].unsqueeze(1))
+                x = self._normalise(x)
                 for i, (weight, bias) in enumerate(layers, start=1):
                     x = act(x)
                     last = i == len(layers)
