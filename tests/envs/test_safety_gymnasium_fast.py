@@ -116,7 +116,7 @@ def test_every_kind_of_world_could_be_moved():
         env.reset(seed=0)
         env.reset()
     assert len(fast_task._MOVABLE) >= 2
-    assert all(fast_task._MOVABLE.values())
+    assert min(fast_task._MOVABLE.values()) > 0
 
 
 def test_differences_names_what_differs():
