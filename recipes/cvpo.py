@@ -79,6 +79,8 @@ class Config(RunConfig):
     """updates per collected frame"""
     warmup_frames: int = 5_000
     """first frames, of random actions; their statistics scale the observations from then on"""
+    critic_warmup: int = 500
+    """updates of the critics alone, before the policy's first: without an idea of the cost it would overshoot"""
     reward_critics: int = 2
     """ensemble size; the minimum is used"""
     cost_critics: int = 2
@@ -147,11 +149,11 @@ def main(config: Config) -> None:
     cost_critic = critic(config.cost_critics, num_costs).to(device)
     mstep = MStepLoss(policy, trust_region=HardTrustRegion(config.kl_mean, config.kl_cov)).to(device)
     # Target parameters follow by Polyak averaging; TorchRL wants the updaters before the first use.
-    targets = [SoftUpdate(mstep, eps=config.policy_polyak)]
+    reference = SoftUpdate(mstep, eps=config.policy_polyak)
     td = {"gamma": config.gamma, "policy_params": mstep.target_policy_params}
     reward_td = TDLoss(reward_critic, policy, reward_key=keys.REWARD, aggregate="min", **td)
     cost_td = TDLoss(cost_critic, policy, reward_key=keys.COST, aggregate=config.cost_aggregate, **td)
-    targets += [SoftUpdate(loss, eps=config.critic_polyak) for loss in (reward_td, cost_td)]
+    critic_targets = [SoftUpdate(loss, eps=config.critic_polyak) for loss in (reward_td, cost_td)]
     particles = ParticleSampler(
         policy,
         reward_critic,
@@ -188,14 +190,25 @@ def main(config: Config) -> None:
     buffer, recent = make_buffer(config.buffer_size), make_buffer(config.estep_window)
     n_step = n_step_transform(config.n_step, config.gamma)
 
-    def update() -> dict[str, torch.Tensor]:
-        """One step of the critics, the E-step and the M-step."""
+    def update_critics() -> dict[str, torch.Tensor]:
+        """One temporal-difference step."""
         batch = buffer.sample()
         reward_out, cost_out = reward_td(batch), cost_td(batch)
         critic_optim.zero_grad()
         (reward_out["loss_q"] + cost_out["loss_q"]).backward()
         critic_optim.step()
+        for target in critic_targets:
+            target.step()
+        return {
+            "q_reward": reward_out["q_mean"],
+            "loss_q_reward": reward_out["loss_q"],
+            "q_cost": cost_out["q_mean"],
+            "loss_q_cost": cost_out["loss_q"],
+        }
 
+    def update() -> dict[str, torch.Tensor]:
+        """One step of the critics, one E-step and its M-step."""
+        values = update_critics()
         batch = recent.sample()
         particles(batch)
         require_finite(batch.select(keys.PARTICLE_Q_REWARD, keys.PARTICLE_Q_COST), run.updates, "update")
@@ -205,16 +218,11 @@ def main(config: Config) -> None:
             policy_optim.zero_grad()
             (policy_out["loss_policy"] + policy_out["loss_trust_region"]).backward()
             policy_optim.step()
-        for target in targets:
-            target.step()
+        reference.step()
         run.count_update()
 
         solution = estep.solution
-        return {
-            "q_reward": reward_out["q_mean"],
-            "loss_q_reward": reward_out["loss_q"],
-            "q_cost": cost_out["q_mean"],
-            "loss_q_cost": cost_out["loss_q"],
+        values |= {
             "eta": solution.eta,
             "lambda": solution.lam,
             "estep_kl": solution.kl,
@@ -222,7 +230,9 @@ def main(config: Config) -> None:
             "q_cost_limit": limits,
             "estep_residual": solution.residual,
             "feasible": solution.feasible,
-        } | {name: policy_out[name] for name in ("kl_mean", "kl_cov", "alpha_mean", "alpha_cov", "entropy")}
+        }
+        policy_metrics = ("kl_mean", "kl_cov", "alpha_mean", "alpha_cov", "entropy")
+        return values | {name: policy_out[name] for name in policy_metrics}
 
     def store(steps: TensorDictBase) -> None:
         """Count the episodes that end in ``steps`` [num_envs, T] and put the transitions into the buffers."""
@@ -258,6 +268,8 @@ def main(config: Config) -> None:
                 warmup = make_training_env().rollout(max(steps, 2), break_when_any_done=False)
                 fit_observation_norm(norm, warmup[keys.OBSERVATION])
                 store(norm(warmup))
+                for _ in range(config.critic_warmup):
+                    update_critics()
             collector = make_collector(
                 make_training_env,
                 policy,

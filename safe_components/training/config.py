@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import torch
 import tyro
 import yaml
 
@@ -179,6 +180,13 @@ def validate_run_config(config: RunConfig) -> None:
         raise ValueError(
             f"eval_interval is {config.eval_interval} and eval_episodes {config.eval_episodes}: "
             "evaluate at least one episode, or set eval_interval to 0"
+        )
+    device = torch.device(config.device)
+    found = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise ValueError(
+            f"device is {config.device}, but PyTorch {torch.__version__} finds {found} CUDA devices here; "
+            "use --device cpu, or install a CUDA build"
         )
     for limit in config.cost_limit:
         if not 0 <= limit < float("inf"):
