@@ -80,7 +80,7 @@ class Config(RunConfig):
     warmup_frames: int = 5_000
     """first frames, of random actions; their statistics scale the observations from then on"""
     critic_warmup: int = 500
-    """updates of the critics alone, before the policy's first: without an idea of the cost it would overshoot"""
+    """updates of the critics alone before the first of the policy, so that it starts with an idea of the cost"""
     reward_critics: int = 2
     """ensemble size; the minimum is used"""
     cost_critics: int = 2

@@ -18,10 +18,10 @@ from safe_components.training import load_config, read_metrics
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "cvpo.py"
 SMALL = (
-    "--env.id PointCircle --env.num-envs 4 --env.frame-skip 1 --env.max-episode-steps 50 --hidden-sizes 16 16 "
-    "--num-particles 4 --batch-size 32 --buffer-size 2000 --warmup-frames 400 --critic-warmup 5 "
-    "--frames-per-batch 200 --updates-per-frame 0.02 --log-interval 200 --eval-interval 400 --eval-episodes 2 "
-    "--checkpoint-interval 400 --threads 1 --no-progress"
+    "--env.id PointCircle --env.num-envs 4 --env.frame-skip 1 --env.max-episode-steps 50 --seed 0 "
+    "--hidden-sizes 16 16 --num-particles 4 --batch-size 32 --buffer-size 2000 --updates-per-frame 0.02 "
+    "--warmup-frames 400 --critic-warmup 5 --frames-per-batch 200 --log-interval 200 --eval-interval 400 "
+    "--eval-episodes 2 --checkpoint-interval 400 --threads 1 --no-progress"
 ).split()
 
 
@@ -61,7 +61,7 @@ def test_a_run_leaves_what_the_readme_promises(tmp_path):
 
 def test_the_same_seed_gives_the_same_numbers(tmp_path):
     for name in ("a", "b"):
-        run("--run-dir", str(tmp_path / name), "--total-frames", "800", "--seed", "3")
+        run("--run-dir", str(tmp_path / name), "--total-frames", "800")
     a, b = (read_metrics(tmp_path / name / "metrics.csv") for name in ("a", "b"))
     timed = ("wall_seconds", "frames_per_second")
     for name in set(a) - set(timed):
