@@ -40,6 +40,7 @@ from safe_components.training import (
     launch,
     observation_norm,
     require_finite,
+    scale_steps,
     workers_ignore_interrupt,
 )
 
@@ -80,7 +81,7 @@ class Config(RunConfig):
     warmup_frames: int = 5_000
     """first frames, of random actions; their statistics scale the observations from then on"""
     critic_warmup: int = 500
-    """updates of the critics alone before the first of the policy, so that it starts with an idea of the cost"""
+    """updates of the critics alone, so that the policy starts with an idea of the cost"""
     reward_critics: int = 2
     """ensemble size; the minimum is used"""
     cost_critics: int = 2
@@ -267,7 +268,7 @@ def main(config: Config) -> None:
                 steps = config.warmup_frames // (config.env.num_envs * config.env.frame_skip)
                 warmup = make_training_env().rollout(max(steps, 2), break_when_any_done=False)
                 fit_observation_norm(norm, warmup[keys.OBSERVATION])
-                store(norm(warmup))
+                store(scale_steps(norm, warmup))
                 for _ in range(config.critic_warmup):
                     update_critics()
             collector = make_collector(

@@ -14,7 +14,7 @@ from safe_components.training.guards import require_finite
 from safe_components.training.interrupt import StopRequest, workers_ignore_interrupt
 from safe_components.training.launch import launch
 from safe_components.training.metrics import MetricsWriter
-from safe_components.training.normalise import fit_observation_norm, observation_norm
+from safe_components.training.normalise import fit_observation_norm, observation_norm, scale_steps
 from safe_components.training.run import Run
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "plot_curves",
     "read_metrics",
     "require_finite",
+    "scale_steps",
     "validate_run_config",
     "workers_ignore_interrupt",
 ]

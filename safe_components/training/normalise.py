@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+from tensordict import TensorDictBase
 from torchrl.envs.transforms import ObservationNorm
 
-__all__ = ["fit_observation_norm", "observation_norm"]
+__all__ = ["fit_observation_norm", "observation_norm", "scale_steps"]
 
 # A component that hardly moves under random actions may move a lot later: it is centred only.
 _STILL = 1e-2
@@ -42,3 +43,20 @@ def fit_observation_norm(norm: ObservationNorm, observation: torch.Tensor) -> No
     std = rows.std(0, correction=0)
     norm.loc.copy_(rows.mean(0))
     norm.scale.copy_(torch.where(std < _STILL, torch.ones_like(std), std))
+
+
+def scale_steps(norm: ObservationNorm, steps: TensorDictBase) -> TensorDictBase:
+    """Scale the observations of collected steps, those under ``"next"`` too, in place.
+
+    Called by itself a TorchRL transform changes the root's entries only; inside an environment it sees both.
+
+    Args:
+        norm: fitted.
+        steps: of any batch size, with ``observation`` and ``("next", "observation")``.
+
+    Returns:
+        ``steps``.
+    """
+    norm(steps)
+    norm(steps["next"])
+    return steps
