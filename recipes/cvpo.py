@@ -121,6 +121,9 @@ def episode_sums() -> RewardSum:
 
 def main(config: Config) -> None:
     """Train."""
+    for name in ("batch_size", "buffer_size", "estep_window", "frames_per_batch", "m_iterations"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}, must be at least 1")
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -167,6 +170,8 @@ def main(config: Config) -> None:
         cost_aggregate=config.cost_aggregate,
     )
     # Limits are set on sums over an episode, critics estimate discounted sums: docs/cost_budget.md.
+    if eval_env.max_episode_steps is None:
+        raise ValueError(f"{config.env.id} has no episode length: set --env.max-episode-steps")
     episode_length = eval_env.max_episode_steps // config.env.frame_skip
     limits = q_cost_limit(config.cost_limit, config.gamma, episode_length)
     estep = EStepProjector(config.epsilon, limits, NewtonDualSolver(), infeasible=config.infeasible).to(

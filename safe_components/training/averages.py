@@ -40,7 +40,8 @@ class Averages:
         if not self._sums:
             return {}
         names = list(self._sums)
-        sums = torch.stack([self._sums[name] for name in names]).tolist()
+        device = self._sums[names[0]].device  # one transfer for all that live there
+        sums = torch.stack([self._sums[name].to(device) for name in names]).tolist()
         means = {name: total / self._counts[name] for name, total in zip(names, sums, strict=True)}
         self._sums, self._counts = {}, {}
         return means

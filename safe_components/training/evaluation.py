@@ -40,6 +40,8 @@ def evaluate(
         raise ValueError(f"episodes is {episodes}, must be at least 1")
     if seed is not None:
         env.set_seed(seed)
+    weight = next(policy.parameters(), None)
+    policy_device = env.device if weight is None else weight.device
     copies = env.batch_size.numel()
     per_copy = -(-episodes // copies)
     with set_exploration_type(ExplorationType.DETERMINISTIC):
@@ -48,7 +50,7 @@ def evaluate(
         finished: list[torch.Tensor] = []
         begun = torch.zeros(copies, dtype=torch.long, device=env.device)
         for _ in range(max_steps):
-            step, state = env.step_and_maybe_reset(policy(state))
+            step, state = env.step_and_maybe_reset(policy(state.to(policy_device)).to(env.device))
             now = step["next"]
             ones = torch.ones_like(now["reward"])
             row = torch.cat([now["reward"], ones, now["cost"]], -1).reshape(copies, -1).double()

@@ -218,7 +218,8 @@ def test_a_q_value_that_is_not_finite_names_key_and_update(tmp_path, monkeypatch
         (["--num-particles", "1"], "num_particles"),
         (["--kl-mean", "-0.1"], "kl_mean"),
         (["--gamma", "1.5"], "gamma"),
-        (["--device", "cuda:99"], "cuda"),
+        (["--m-iterations", "0"], "m_iterations"),
+        (["--device", "cuda:99"], "finds . CUDA devices"),
     ],
 )
 def test_bad_input_is_one_line_before_any_work(tmp_path, flags, said):
