@@ -64,7 +64,7 @@ class Config(RunConfig):
     """discount of reward and cost"""
     n_step: int = 3
     """steps of the temporal-difference targets"""
-    hidden_sizes: tuple[int, ...] = (256, 256)
+    hidden_sizes: tuple[int, ...] = (128, 128)
     """hidden layers of the policy and the critics"""
     covariance: Literal["full", "diagonal"] = "full"
     """of the Gaussian policy"""
@@ -72,11 +72,11 @@ class Config(RunConfig):
     """transitions kept, the oldest replaced first; allocated at once and saved with each checkpoint"""
     batch_size: int = 256
     """states per update"""
-    estep_window: int = 20_000
+    estep_window: int = 50_000
     """the policy is improved at states of the last so many frames; the critics learn from all"""
-    frames_per_batch: int = 500
+    frames_per_batch: int = 200
     """frames collected between updates"""
-    updates_per_frame: float = 0.04
+    updates_per_frame: float = 0.12
     """updates per collected frame"""
     warmup_frames: int = 5_000
     """first frames, of random actions; their statistics scale the observations from then on"""
@@ -84,7 +84,7 @@ class Config(RunConfig):
     """updates of the critics alone, so that the policy starts with an idea of the cost"""
     reward_critics: int = 2
     """ensemble size; the minimum is used"""
-    cost_critics: int = 2
+    cost_critics: int = 1
     """ensemble size"""
     cost_aggregate: Literal["mean", "max", "conservative"] = "mean"
     """how the cost ensemble becomes one number"""
@@ -92,11 +92,11 @@ class Config(RunConfig):
     """normalise the critics' first hidden layer"""
     critic_lr: float = 1e-3
     """Adam's step size for the critics"""
-    policy_lr: float = 5e-4
+    policy_lr: float = 1e-3
     """Adam's step size for the policy"""
     critic_polyak: float = 0.98
     """share the target critics keep at each update"""
-    policy_polyak: float = 0.99
+    policy_polyak: float = 0.995
     """share the reference policy keeps at each update"""
     num_particles: int = 16
     """K, actions sampled per state in the E-step"""
@@ -106,9 +106,9 @@ class Config(RunConfig):
     """what the E-step does where no distribution in the ball meets the limit"""
     m_iterations: int = 4
     """policy steps per E-step"""
-    kl_mean: float = 0.01
+    kl_mean: float = 0.05
     """trust region of the mean, in nats"""
-    kl_cov: float = 0.0005
+    kl_cov: float = 0.001
     """trust region of the covariance, in nats"""
     alpha_lr: float = 1e-2
     """Adam's step size for the trust region's multipliers"""
@@ -124,8 +124,7 @@ def main(config: Config) -> None:
     for name in ("batch_size", "buffer_size", "estep_window", "frames_per_batch", "m_iterations"):
         if getattr(config, name) < 1:
             raise ValueError(f"{name} is {getattr(config, name)}, must be at least 1")
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     device = torch.device(config.device)
 

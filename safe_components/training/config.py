@@ -31,7 +31,7 @@ class EnvConfig:
     """environments stepped together, in all processes"""
     num_workers: int = 1
     """processes they are spread over"""
-    frame_skip: int = 1
+    frame_skip: int = 2
     """environment steps per action; rewards and costs are summed"""
     max_episode_steps: int | None = None
     """episode length; None keeps the environment's own"""
@@ -46,14 +46,14 @@ class RunConfig:
     env: EnvConfig = dataclasses.field(default_factory=EnvConfig)
     seed: int = 0
     """of the environments, networks and samples"""
-    total_frames: int = 300_000
+    total_frames: int = 120_000
     """environment steps of the whole run"""
     cost_limit: tuple[float, ...] = (25.0,)
     """largest expected cost of an episode (undiscounted sum), one per cost signal"""
     device: str = "cpu"
     """of the networks and the buffer: cpu, cuda, cuda:1, ..."""
-    threads: int | None = None
-    """PyTorch's CPU threads; None keeps PyTorch's choice"""
+    threads: int = 1
+    """PyTorch's CPU threads: these networks are small, and a second seed makes better use of a core"""
     run_dir: Path | None = None
     """where results go; None makes runs/<recipe>-<env>-seed<seed>-<time>"""
     resume: Path | None = None
@@ -169,6 +169,7 @@ def validate_run_config(config: RunConfig) -> None:
         "total_frames": config.total_frames,
         "log_interval": config.log_interval,
         "checkpoint_interval": config.checkpoint_interval,
+        "threads": config.threads,
         "env.num_envs": config.env.num_envs,
         "env.num_workers": config.env.num_workers,
         "env.frame_skip": config.env.frame_skip,
