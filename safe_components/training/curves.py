@@ -24,7 +24,7 @@ def plot_curves(
     """Draw reward and cost over frames, one line a run, training thin and evaluation thick.
 
     Args:
-        metrics_files: one ``metrics.csv`` per run (seed).
+        metrics_files: one ``metrics.csv`` per run (seed), labelled by its directory or its own name.
         limits: the cost limit of each cost signal, drawn as a dashed line.
         output: the picture to write; its ending gives the format.
         title: above the picture.
@@ -38,7 +38,9 @@ def plot_curves(
         evaluated = name.replace("episode", "eval")
         for index, run in enumerate(runs):
             color = f"C{index % 10}"
-            label = f"{metrics_files[index].parent.name}" if len(runs) > 1 else "training (sampled actions)"
+            path = metrics_files[index]
+            name_of_run = path.parent.name if path.name == "metrics.csv" else path.stem
+            label = name_of_run if len(runs) > 1 else "training (sampled actions)"
             axis.plot(run["frames"], run[name], color=color, linewidth=1, alpha=0.6, label=label)
             if evaluated in run and np.isfinite(run[evaluated]).any():
                 there = np.isfinite(run[evaluated])

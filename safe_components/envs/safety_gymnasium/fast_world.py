@@ -108,15 +108,22 @@ def model_arrays(model: Any) -> dict[str, np.ndarray]:
 def differences(model: Any, other: Any) -> list[str]:
     """Names of the arrays in which two models differ, in shape or any bit of a value.
 
-    Cameras, of which only images depend, may differ by rounding: the tracking camera's pose is computed from
-    two axes in an order that MuJoCo's versions do not share.
+    Two things on which nothing but images depends are excepted. Cameras may differ by rounding: the pose of
+    the tracking camera is computed from two axes in an order that MuJoCo's versions do not share. The
+    scene's centre and extent, which place lights, are not compared: from MuJoCo 4 on they stay those of
+    the first world.
     """
-    mine, others = model_arrays(model), model_arrays(other)
+    mine, others = ({**model_arrays(m), **_statistics(m)} for m in (model, other))
     return sorted(
         name
         for name in mine.keys() | others.keys()
         if name not in mine or name not in others or not _equal(name, mine[name], others[name])
     )
+
+
+def _statistics(model: Any) -> dict[str, np.ndarray]:
+    values = {name: np.array(value) for name, value in _fields(model.stat).items()}
+    return {f"stat.{name}": value for name, value in values.items() if name not in ("center", "extent")}
 
 
 def _equal(name: str, array: np.ndarray, other: np.ndarray) -> bool:

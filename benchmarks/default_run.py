@@ -1,0 +1,65 @@
+"""Figure and table of ``docs/default_run.md`` from the rows in ``docs/data``.
+
+    python recipes/cvpo.py --seed 0 --run-dir runs/seed-0        # and 1, 2
+    python benchmarks/default_run.py --runs runs/seed-0 runs/seed-1 runs/seed-2
+
+copies the runs' ``metrics.csv`` to ``docs/data``, draws the figure and prints the table; without
+``--runs`` it works from what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from safe_components.training import plot_curves, read_metrics
+
+DOCS = Path(__file__).parents[1] / "docs"
+DATA = DOCS / "data" / "cvpo_point_circle"
+LIMIT = 25.0
+LAST = 20_000
+
+
+def row(path: Path) -> str:
+    """A line of the table: means over the episodes of the last frames, and the last evaluation."""
+    run = read_metrics(path)
+    late = run["frames"] > run["frames"][-1] - LAST
+    over = np.nonzero(run["episode_cost"] > LIMIT)[0]
+    safe_from = run["frames"][over[-1] + 1] if len(over) and over[-1] + 1 < len(run["frames"]) else np.nan
+    numbers = [
+        f"{run['episode_reward'][0]:.1f} / {run['episode_cost'][0]:.0f}",
+        f"{run['episode_reward'][late].mean():.1f} / {run['episode_cost'][late].mean():.1f}",
+        f"{run['eval_reward'][-1]:.1f} / {run['eval_cost'][-1]:.1f}",
+        f"{safe_from:,.0f}",
+        f"{100 * np.average(run['episode_violation_rate'], weights=run['episodes']):.0f} %",
+        f"{run['wall_seconds'][-1] / 60:.1f} min",
+    ]
+    return f"| {path.stem} | " + " | ".join(numbers) + " |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--runs", type=Path, nargs="*", default=[], help="run directories to take the rows from"
+    )
+    for run_dir in parser.parse_args().runs:
+        DATA.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(run_dir / "metrics.csv", DATA / f"{run_dir.name}.csv")
+    files = sorted(DATA.glob("*.csv"))
+    if not files:
+        raise SystemExit(f"error: {DATA} holds no rows; name finished runs with --runs")
+    (DOCS / "figures").mkdir(exist_ok=True)
+    figure = DOCS / "figures" / "cvpo_point_circle.png"
+    plot_curves(files, [LIMIT], figure, title="CVPO, SafetyPointCircle1-v0, limit 25")
+    print(
+        "| run | first episodes, reward / cost | last 20,000 frames, training | last evaluation "
+        "| within the limit from frame | training episodes over the limit | wall time |\n" + "|---" * 7 + "|"
+    )
+    print("\n".join(row(path) for path in files))
+
+
+if __name__ == "__main__":
+    main()
