@@ -289,7 +289,9 @@ RENDER = """
         env.close()
     for fast, own in zip(*frames):
         assert fast.shape == (48, 64, 3) and fast.std() > 10, fast.std()
-        np.testing.assert_array_equal(fast, own)
+        # From MuJoCo 4 on the light's place is that of the first world: a level or two of brightness.
+        slack = 0 if mujoco.mj_version() < 400 else 2
+        np.testing.assert_allclose(fast.astype(int), own.astype(int), rtol=0, atol=slack)
     env = room.make_safety_gymnasium("SafetyPointGoal1Vision-v0")
     vision = env.reset(seed=1)[0]["vision"]
     assert vision.shape == (256, 256, 3) and vision.std() > 10
