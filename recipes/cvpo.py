@@ -69,11 +69,11 @@ class Config(RunConfig):
     covariance: Literal["full", "diagonal"] = "full"
     """of the Gaussian policy"""
     buffer_size: int = 300_000
-    """transitions kept, the oldest replaced first; allocated at once and saved with each checkpoint"""
+    """frames whose transitions are kept; allocated at once and saved with each checkpoint"""
     batch_size: int = 256
     """states per update"""
-    estep_window: int = 50_000
-    """the policy is improved at states of the last so many frames; the critics learn from all"""
+    estep_window: int = 300_000
+    """the policy is improved at states of the last so many frames: fewer react faster, and oscillate"""
     frames_per_batch: int = 200
     """frames collected between updates"""
     updates_per_frame: float = 0.12
@@ -186,8 +186,7 @@ def main(config: Config) -> None:
     )
     norm = observation_norm(observation_dim)
 
-    # The limit holds on average over the E-step's states, so these are recent ones: states that only
-    # earlier policies visited would count their cost against the present one. See docs/cost_budget.md.
+    # The limit holds on average over the E-step's states: which these are matters (docs/cost_budget.md).
     def make_buffer(frames: int) -> TensorDictReplayBuffer:
         storage = LazyTensorStorage(frames // config.env.frame_skip, device=device)
         return TensorDictReplayBuffer(storage=storage, batch_size=config.batch_size)
