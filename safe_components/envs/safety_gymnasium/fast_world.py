@@ -10,7 +10,10 @@ compile.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
+from collections.abc import Iterable
 from typing import Any
 
 import mujoco
@@ -67,6 +70,8 @@ class WorldTemplate:
         model.eq_data[self._welds, 6:10] = 0.0  # no pose: to be taken from those of the two bodies
         mujoco.mj_resetData(model, data)  # the constants are taken with the mocap bodies at their start
         mujoco.mj_setConst(model, data)
+        # The scale of the solver's tolerance; since MuJoCo 4 it is not among those constants.
+        model.stat.meaninertia = _sum(model.dof_M0.tolist()) / model.nv
         mujoco.mj_resetData(model, data)
 
     def _move_body(self, name: str, pos: Any, quat: list[float] | None) -> None:
@@ -110,7 +115,7 @@ def differences(model: Any, other: Any) -> list[str]:
 
     Two things on which nothing but images depends are excepted. Cameras may differ by rounding: the pose of
     the tracking camera is computed from two axes in an order that MuJoCo's versions do not share. The
-    scene's centre and extent, which place lights, are not compared: from MuJoCo 4 on they stay those of
+    scene's centre and sizes, which place lights, are not compared: from MuJoCo 4 on they stay those of
     the first world.
     """
     mine, others = ({**model_arrays(m), **_statistics(m)} for m in (model, other))
@@ -122,8 +127,10 @@ def differences(model: Any, other: Any) -> list[str]:
 
 
 def _statistics(model: Any) -> dict[str, np.ndarray]:
-    values = {name: np.array(value) for name, value in _fields(model.stat).items()}
-    return {f"stat.{name}": value for name, value in values.items() if name not in ("center", "extent")}
+    return {
+        "stat.meaninertia": np.array(model.stat.meaninertia),
+        "stat.meanmass": np.array(model.stat.meanmass),
+    }
 
 
 def _equal(name: str, array: np.ndarray, other: np.ndarray) -> bool:
@@ -138,9 +145,14 @@ def _fields(struct: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if not callable(value)}
 
 
+def _sum(values: Iterable[float]) -> float:
+    """A sum from the first value to the last, as in C; Python's own compensates its rounding since 3.12."""
+    return functools.reduce(operator.add, values, 0.0)
+
+
 def _unit(vector: list[float]) -> list[float]:
     """A vector divided by its length, in the compiler's own order and only where it does so."""
-    length = math.sqrt(sum(x * x for x in vector))
+    length = math.sqrt(_sum(x * x for x in vector))
     return vector if abs(length - 1.0) <= _NEAR else [x / length for x in vector]
 
 
@@ -154,7 +166,7 @@ def _track_camera(rot: float) -> tuple[list[float], list[float]]:
     theta = rot + np.pi
     cos, sin = float(np.cos(theta)), float(np.sin(theta))
     x, y = _unit([cos, -sin, 0.0]), [sin, cos, 1.0]
-    along = sum(a * b for a, b in zip(x, y, strict=True))
+    along = _sum(a * b for a, b in zip(x, y, strict=True))
     y = _unit([b - a * along for a, b in zip(x, y, strict=True)])
     z = _unit([x[1] * y[2] - x[2] * y[1], x[2] * y[0] - x[0] * y[2], x[0] * y[1] - x[1] * y[0]])
     quat = np.empty(4)
