@@ -102,8 +102,10 @@ class Config(RunConfig):
     """K, actions sampled per state in the E-step"""
     epsilon: float = 0.1
     """KL ball of the E-step, in nats"""
-    infeasible: Literal["recover", "clip"] = "recover"
-    """what the E-step does where no distribution in the ball meets the limit"""
+    infeasible: Literal["recover", "clip"] = "clip"
+    """where no distribution in the ball meets the limit: lower the cost only, or keep lambda at its cap"""
+    lambda_max: float | None = 1.0
+    """cap of lambda, reward per cost; None for none (with infeasible=recover)"""
     m_iterations: int = 4
     """policy steps per E-step"""
     kl_mean: float = 0.05
@@ -173,9 +175,9 @@ def main(config: Config) -> None:
         raise ValueError(f"{config.env.id} has no episode length: set --env.max-episode-steps")
     episode_length = eval_env.max_episode_steps // config.env.frame_skip
     limits = q_cost_limit(config.cost_limit, config.gamma, episode_length)
-    estep = EStepProjector(config.epsilon, limits, NewtonDualSolver(), infeasible=config.infeasible).to(
-        device
-    )
+    estep = EStepProjector(
+        config.epsilon, limits, NewtonDualSolver(lam_max=config.lambda_max), infeasible=config.infeasible
+    ).to(device)
 
     critic_optim = torch.optim.Adam([*reward_td.parameters(), *cost_td.parameters()], lr=config.critic_lr)
     policy_optim = torch.optim.Adam(
