@@ -104,8 +104,8 @@ class Config(RunConfig):
     """KL ball of the E-step, in nats"""
     infeasible: Literal["recover", "clip"] = "clip"
     """where no distribution in the ball meets the limit: lower the cost only, or keep lambda at its cap"""
-    lambda_max: float | None = 1.0
-    """cap of lambda, reward per cost; None for none (with infeasible=recover)"""
+    lambda_max: float = 1.0
+    """that cap, in reward per cost; must be well above what keeping the limit is worth"""
     m_iterations: int = 4
     """policy steps per E-step"""
     kl_mean: float = 0.05
@@ -175,9 +175,8 @@ def main(config: Config) -> None:
         raise ValueError(f"{config.env.id} has no episode length: set --env.max-episode-steps")
     episode_length = eval_env.max_episode_steps // config.env.frame_skip
     limits = q_cost_limit(config.cost_limit, config.gamma, episode_length)
-    estep = EStepProjector(
-        config.epsilon, limits, NewtonDualSolver(lam_max=config.lambda_max), infeasible=config.infeasible
-    ).to(device)
+    solver = NewtonDualSolver(lam_max=config.lambda_max if config.infeasible == "clip" else None)
+    estep = EStepProjector(config.epsilon, limits, solver, infeasible=config.infeasible).to(device)
 
     critic_optim = torch.optim.Adam([*reward_td.parameters(), *cost_td.parameters()], lr=config.critic_lr)
     policy_optim = torch.optim.Adam(
@@ -236,6 +235,7 @@ def main(config: Config) -> None:
             "q_cost_limit": limits,
             "estep_residual": solution.residual,
             "feasible": solution.feasible,
+            "lambda_capped": solution.lam_clipped,
         }
         policy_metrics = ("kl_mean", "kl_cov", "alpha_mean", "alpha_cov", "entropy")
         return values | {name: policy_out[name] for name in policy_metrics}
