@@ -301,7 +301,7 @@ def main(config: Config) -> None:
                 if run.due(config.eval_interval, since) or run.finished:
                     ended = evaluate(policy, eval_env, config.eval_episodes, seed=config.seed)
                     row |= episode_summary(ended["reward"], ended["cost"], config.cost_limit, "eval")
-                run.log(run.frames, row, shown=("episode_reward", "episode_cost", "lambda", "eta", "kl_mean"))
+                run.log(row, shown=("episode_reward", "episode_cost", "lambda", "eta", "kl_mean"))
             if run.due(config.checkpoint_interval, since):
                 run.save()
             if run.finished:

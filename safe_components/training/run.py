@@ -79,7 +79,8 @@ class Run:
         >>> directory = Path(tempfile.mkdtemp()) / "run"
         >>> config = RunConfig(run_dir=directory, total_frames=100, loggers=(), progress=False)
         >>> with Run(config, "demo", model=torch.nn.Linear(2, 1)) as run:
-        ...     run.log(100, {"episode_reward": 1.0, "episode_cost": 0.0})
+        ...     run.advance(100)
+        ...     run.log({"episode_reward": 1.0, "episode_cost": 0.0})
         >>> sorted(path.name for path in directory.iterdir())
         ['checkpoint', 'config.yaml', 'curves.png', 'metrics.csv']
     """
@@ -145,28 +146,24 @@ class Run:
         """Whether a multiple of ``interval`` frames was passed after ``since`` frames; never for 0."""
         return interval > 0 and self.frames // interval > since // interval
 
-    def log(self, frames: int, metrics: Mapping[str, float], shown: tuple[str, ...] = ()) -> None:
+    def log(self, metrics: Mapping[str, float], shown: tuple[str, ...] = ()) -> None:
         """Write a row: ``frames``, ``updates``, ``wall_seconds``, ``frames_per_second`` and ``metrics``.
 
         Args:
-            frames: the run's frames; sets the counter, so a recipe may use this or :meth:`advance`.
             metrics: numbers by name; NaN becomes an empty cell.
             shown: names of the metrics on the progress bar.
         """
-        self.advance(frames - self.frames)
         self._clock.wall_seconds = time.monotonic() - self._started
         before, then = self._last
-        speed = (frames - before) / max(self._clock.wall_seconds - then, 1e-9)
-        self._last = (frames, self._clock.wall_seconds)
-        self._metrics.write(
-            {
-                "frames": frames,
-                "updates": self.updates,
-                "wall_seconds": self._clock.wall_seconds,
-                "frames_per_second": speed,
-                **metrics,
-            }
-        )
+        self._last = (self.frames, self._clock.wall_seconds)
+        speed = (self.frames - before) / max(self._clock.wall_seconds - then, 1e-9)
+        progress = {
+            "frames": self.frames,
+            "updates": self.updates,
+            "wall_seconds": self._clock.wall_seconds,
+            "frames_per_second": speed,
+        }
+        self._metrics.write({**progress, **metrics})
         known = {key: metrics[key] for key in shown if not math.isnan(metrics.get(key, math.nan))}
         self._bar.set_postfix({key.removeprefix("episode_"): f"{known[key]:.3g}" for key in known})
 

@@ -38,7 +38,8 @@ def train(config, model, frames, fail_at=None):
             optimizer.zero_grad()
             model(torch.rand(4, 2)).sum().backward()
             optimizer.step()
-            run.log(run.frames + 10, {"episode_reward": 1.0, "episode_cost": 0.0})
+            run.advance(10)
+            run.log({"episode_reward": 1.0, "episode_cost": 0.0})
             if run.due(20, run.frames - 10):
                 run.save()
     return run
@@ -80,7 +81,8 @@ def test_ctrl_c_saves_and_stops(tmp_path):
     handler = signal.getsignal(signal.SIGINT)
     with Run(config, "test", model=torch.nn.Linear(1, 1)) as run:
         while not run.finished:
-            run.log(run.frames + 10, {"episode_reward": 1.0, "episode_cost": 0.0})
+            run.advance(10)
+            run.log({"episode_reward": 1.0, "episode_cost": 0.0})
             if run.frames == 30:
                 signal.raise_signal(signal.SIGINT)
     assert run.frames == 30
