@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: install install-dev cvpo test test-slow lint clean
+.PHONY: install install-dev cvpo test lint clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -31,9 +31,6 @@ cvpo: install
 
 test: install-dev
 	$(BIN)/python -m pytest -n 2 $(ARGS)
-
-test-slow: install-dev
-	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: install-dev
 	$(BIN)/ruff check .
