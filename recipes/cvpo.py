@@ -96,13 +96,13 @@ class Config(RunConfig):
     """Adam's step size for the policy"""
     critic_polyak: float = 0.98
     """share the target critics keep at each update"""
-    policy_polyak: float = 0.98
+    policy_polyak: float = 0.995
     """share the reference policy keeps at each update"""
     num_particles: int = 16
     """K, actions sampled per state in the E-step"""
     epsilon: float = 0.1
     """KL ball of the E-step, in nats"""
-    infeasible: Literal["recover", "clip"] = "recover"
+    infeasible: Literal["recover", "clip"] = "clip"
     """where no distribution in the ball meets the limit: lower the cost only, or keep lambda at its cap"""
     lambda_max: float = 1.0
     """that cap, in reward per cost; must be well above what keeping the limit is worth"""
