@@ -53,6 +53,8 @@ def test_a_run_leaves_what_the_readme_promises(tmp_path):
     assert np.isfinite(rows["eval_cost"]).tolist() == [False, True, False, True]
     assert (rows["estep_kl"] <= cvpo.Config().epsilon + 1e-6).all()
     assert (rows["estep_residual"] < 1e-6).all()
+    page = (RECIPE.parents[1] / "docs" / "metrics.md").read_text()
+    assert {name for name in rows if f"`{name}`" not in page} == set()
     # d_Q = d (1 - gamma^T) / ((1 - gamma) T) with d = 25 and T = 50 / frame_skip decisions.
     gamma, length = cvpo.Config().gamma, 50
     expected = 25 * (1 - gamma**length) / ((1 - gamma) * length)
