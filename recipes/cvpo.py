@@ -110,7 +110,7 @@ class Config(RunConfig):
     """policy steps per E-step"""
     kl_mean: float = 0.05
     """trust region of the mean, in nats"""
-    kl_cov: float = 0.001
+    kl_cov: float = 0.01
     """trust region of the covariance, in nats"""
     alpha_lr: float = 1e-2
     """Adam's step size for the trust region's multipliers"""

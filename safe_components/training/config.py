@@ -46,7 +46,7 @@ class RunConfig:
     env: EnvConfig = dataclasses.field(default_factory=EnvConfig)
     seed: int = 0
     """of the environments, networks and samples"""
-    total_frames: int = 120_000
+    total_frames: int = 100_000
     """environment steps of the whole run"""
     cost_limit: tuple[float, ...] = (25.0,)
     """largest expected cost of an episode (undiscounted sum), one per cost signal"""
