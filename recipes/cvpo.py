@@ -271,7 +271,9 @@ def main(config: Config) -> None:
         with workers_ignore_interrupt():
             if run.frames == 0:
                 steps = config.warmup_frames // (config.env.num_envs * config.env.frame_skip)
-                warmup = make_training_env().rollout(max(steps, 2), break_when_any_done=False)
+                random_env = make_training_env()
+                warmup = random_env.rollout(max(steps, 2), break_when_any_done=False)
+                random_env.close()
                 fit_observation_norm(norm, warmup[keys.OBSERVATION])
                 store(scale_steps(norm, warmup))
                 for _ in range(config.critic_warmup):
@@ -282,7 +284,6 @@ def main(config: Config) -> None:
                 frames_per_batch=config.frames_per_batch // config.env.frame_skip,
                 policy_device=device,
                 env_device="cpu",
-                auto_register_policy_transforms=False,
             )
         eval_env = TransformedEnv(eval_env, norm.clone())
         updates_owed = 0.0

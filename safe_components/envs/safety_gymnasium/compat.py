@@ -139,6 +139,7 @@ def _own_modules(folder: str) -> dict[str, types.ModuleType]:
         raise ImportError(f"safety-gymnasium is incomplete; reinstall it with `{INSTALL}`")
     color = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(color)
+    # The ignore: a module made from a spec has no attributes that a type checker knows.
     color.COLOR = {key: value.view(_Color) for key, value in color.COLOR.items()}  # type: ignore[attr-defined]
     modules = {name: color}
     # Multi-agent tasks need gymnasium-robotics; vector environments subclass private parts of
@@ -170,7 +171,7 @@ def _adapt(package: types.ModuleType) -> None:
     from safety_gymnasium.utils import keyboard_viewer, registration
 
     # Their ``make`` reads fields that gymnasium 1.0 dropped from EnvSpec.
-    package.make = registration.make = _make  # type: ignore[attr-defined]
+    package.make = registration.make = _make  # type: ignore[attr-defined]  # the package is untyped
     # obs_sensor calls float() on one-element arrays, an error since NumPy 2.4.
     base_agent.float = lambda value: np.asarray(value).item()
     base_agent.BaseAgent._init_jnt_sensors = _scalar_joint_ids(base_agent.BaseAgent._init_jnt_sensors)
