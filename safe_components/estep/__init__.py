@@ -2,6 +2,7 @@
 
 from safe_components.estep.adam import AdamDualSolver
 from safe_components.estep.dual_solver import DualSolver
+from safe_components.estep.given_multiplier import GivenMultiplierSolver
 from safe_components.estep.kkt import kkt_residual
 from safe_components.estep.newton import NewtonDualSolver
 from safe_components.estep.particles import ParticleSampler
@@ -14,6 +15,7 @@ __all__ = [
     "DualSolution",
     "DualSolver",
     "EStepProjector",
+    "GivenMultiplierSolver",
     "NewtonDualSolver",
     "ParticleSampler",
     "SLSQPDualSolver",

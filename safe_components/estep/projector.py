@@ -11,6 +11,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 
 from safe_components.estep.dual_solver import DualSolver, Infeasible
+from safe_components.estep.given_multiplier import GivenMultiplierSolver
 from safe_components.estep.newton import NewtonDualSolver
 from safe_components.estep.solution import DualSolution
 from safe_components.keys import (
@@ -41,6 +42,8 @@ class EStepProjector(TensorDictModuleBase):
         cost_limits: ``d``, one per cost signal, in Q units (discounted cost; convert an episode's limit
             with :func:`~safe_components.ops.q_cost_limit`). Empty for an E-step without constraint (MPO).
         solver: a dual solver; ``None`` is :class:`~safe_components.estep.newton.NewtonDualSolver`.
+            :class:`~safe_components.estep.given_multiplier.GivenMultiplierSolver` takes the multipliers
+            from outside instead of the limits.
         infeasible: the answer where no ``q`` in the ball meets the limits: ``"recover"`` comes as close to
             them as the ball allows, ``"clip"`` keeps ``lam`` at the solver's ``lam_max``.
         warm_start: start from the multipliers of the last call instead of the cold start.
@@ -73,7 +76,7 @@ class EStepProjector(TensorDictModuleBase):
         self,
         epsilon: float,
         cost_limits: float | Sequence[float] | Tensor,
-        solver: DualSolver | None = None,
+        solver: DualSolver | GivenMultiplierSolver | None = None,
         infeasible: Infeasible = "recover",
         *,
         warm_start: bool = True,
@@ -89,7 +92,7 @@ class EStepProjector(TensorDictModuleBase):
         if infeasible not in ("recover", "clip"):
             raise ValueError(f"infeasible={infeasible!r} is not one of 'recover', 'clip'")
         limits = _as_limits(cost_limits)
-        self.solver = NewtonDualSolver() if solver is None else solver
+        self.solver: DualSolver | GivenMultiplierSolver = NewtonDualSolver() if solver is None else solver
         self.infeasible: Infeasible = infeasible
         self.warm_start = warm_start
         self.check_finite = check_finite

@@ -63,12 +63,12 @@ class SLSQPDualSolver(DualSolver):
         self.rescale = rescale
 
     @classmethod
-    def published(cls) -> SLSQPDualSolver:
+    def published(cls, lam_max: float | None = 1e5) -> SLSQPDualSolver:
         """As the authors' code has it: 10 iterations, finite differences, ``ftol`` 1e-3, no scaling.
 
         (They bound ``eta`` and ``lam`` to ``[1e-6, 1e5]`` in the numbers' own units.)
         """
-        return cls(max_iterations=10, ftol=1e-3, finite_differences=True, rescale=False, lam_max=1e5)
+        return cls(max_iterations=10, ftol=1e-3, finite_differences=True, rescale=False, lam_max=lam_max)
 
     def minimise(
         self,

@@ -86,13 +86,14 @@ class EpisodeStatistics:
         self._limits = tuple(limits)
         self._ended = [torch.empty(0, 1 + len(self._limits))]
 
-    def add(self, batch: TensorDictBase) -> None:
-        """Take the episodes that end within ``batch`` (of any batch size)."""
+    def add(self, batch: TensorDictBase) -> torch.Tensor:
+        """Take the ``n`` episodes that end within ``batch`` (of any size); returns their costs ``[n, m]``."""
         step = batch["next"]
         done = step["done"].squeeze(-1)
-        ended = torch.cat([step["episode_reward"][done], step["episode_cost"][done]], -1)
+        ended = torch.cat([step["episode_reward"][done], step["episode_cost"][done]], -1).cpu()
         if ended.shape[0]:
-            self._ended.append(ended.cpu())
+            self._ended.append(ended)
+        return ended[:, 1:]
 
     def pop(self) -> dict[str, float]:
         """The summary of these episodes (see :func:`episode_summary`) and ``episodes``, their number."""

@@ -1,7 +1,6 @@
 """The CVPO recipe: a short run, its resumption after every kind of stop, its errors."""
 
 import dataclasses
-import importlib.util
 import math
 import signal
 import subprocess
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import cvpo
 from safe_components.training import load_config, read_metrics
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "cvpo.py"
@@ -23,17 +23,6 @@ SMALL = (
     "--warmup-frames 400 --critic-warmup 5 --frames-per-batch 200 --log-interval 200 --eval-interval 400 "
     "--eval-episodes 2 --checkpoint-interval 400 --threads 1 --no-progress"
 ).split()
-
-
-def load_recipe():
-    spec = importlib.util.spec_from_file_location("cvpo_recipe", RECIPE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-cvpo = load_recipe()
 
 
 def run(*flags):

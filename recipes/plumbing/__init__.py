@@ -1,0 +1,18 @@
+"""What every recipe needs and no algorithm owns, where the rooms have to be connected."""
+
+from plumbing.critics import ConstrainedCritics
+from plumbing.multiplier import LagrangianConfig, make_multiplier
+from plumbing.off_policy import OffPolicyConfig, make_buffer, train_off_policy
+from plumbing.report import report
+from plumbing.task import Task
+
+__all__ = [
+    "ConstrainedCritics",
+    "LagrangianConfig",
+    "OffPolicyConfig",
+    "Task",
+    "make_buffer",
+    "make_multiplier",
+    "report",
+    "train_off_policy",
+]

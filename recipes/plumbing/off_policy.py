@@ -1,0 +1,164 @@
+"""Collect, store and update: the loop that off-policy recipes share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from tensordict import TensorDictBase
+from torch import nn
+from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+
+from plumbing.report import report
+from plumbing.task import Task
+from safe_components import keys
+from safe_components.collectors import make_collector
+from safe_components.training import (
+    Averages,
+    EpisodeStatistics,
+    Run,
+    RunConfig,
+    fit_observation_norm,
+    require_finite,
+    scale_steps,
+    workers_ignore_interrupt,
+)
+
+__all__ = ["OffPolicyConfig", "make_buffer", "train_off_policy"]
+
+STORED = (
+    keys.OBSERVATION,
+    keys.ACTION,
+    keys.NEXT_OBSERVATION,
+    keys.REWARD,
+    keys.COST,
+    keys.DONE,
+    keys.TERMINATED,
+    keys.TRUNCATED,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class OffPolicyConfig(RunConfig):
+    """What off-policy recipes share: the networks' shape, the critics, the buffer and the pace."""
+
+    gamma: float = 0.99
+    """discount of reward and cost"""
+    n_step: int = 3
+    """steps of the temporal-difference targets"""
+    hidden_sizes: tuple[int, ...] = (128, 128)
+    """hidden layers of the policy and the critics"""
+    layer_norm: bool = True
+    """normalise the critics' first hidden layer"""
+    cost_critics: int = 1
+    """ensemble size"""
+    critic_lr: float = 1e-3
+    """Adam's step size for the critics"""
+    policy_lr: float = 1e-3
+    """Adam's step size for the policy"""
+    critic_polyak: float = 0.98
+    """share the target critics keep at each update"""
+    buffer_size: int = 300_000
+    """frames whose transitions are kept; allocated at once and saved with each checkpoint"""
+    batch_size: int = 256
+    """states per update"""
+    frames_per_batch: int = 200
+    """frames collected between updates"""
+    updates_per_frame: float = 0.12
+    """updates per collected frame"""
+    warmup_frames: int = 5_000
+    """first frames, of random actions; their statistics scale the observations from then on"""
+    critic_warmup: int = 500
+    """updates of the critics alone, so that the policy starts with an idea of the cost"""
+
+
+def make_buffer(config: OffPolicyConfig, frames: int | None = None) -> TensorDictReplayBuffer:
+    """A uniform replay buffer of the last ``frames`` frames (``None``: ``config.buffer_size``).
+
+    Raises:
+        ValueError: if it cannot hold a transition, or nothing would be sampled from it.
+    """
+    frames = config.buffer_size if frames is None else frames
+    for name, value in (("buffer", frames // config.env.frame_skip), ("batch_size", config.batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} is {value} transitions, must be at least 1")
+    storage = LazyTensorStorage(frames // config.env.frame_skip, device=torch.device(config.device))
+    return TensorDictReplayBuffer(storage=storage, batch_size=config.batch_size)
+
+
+def train_off_policy(
+    run: Run,
+    task: Task,
+    policy: nn.Module,
+    *,
+    store: Callable[[TensorDictBase], None],
+    warm_up: Callable[[], object],
+    update: Callable[[], dict[str, torch.Tensor]],
+    collected: Callable[[torch.Tensor], None] | None = None,
+    explore: nn.Module | None = None,
+    shown: tuple[str, ...] = (),
+) -> None:
+    """Train until ``run`` is finished, reporting as its configuration asks.
+
+    Random actions come first: they scale the observations and start the buffer, and ``warm_up`` is called
+    ``critic_warmup`` times. Then collecting and updating alternate, ``updates_per_frame`` updates for
+    every frame. A resumed run draws new episodes: the environments' own states are not saved.
+
+    Args:
+        run: an open run with an `OffPolicyConfig`.
+        task: its environments.
+        policy: evaluated, and collected with unless ``explore`` is given.
+        store: takes transitions ``[N, T]`` as they are collected, observations scaled.
+        warm_up: one step of the critics alone.
+        update: one update; returns its metrics, scalars or vectors over the costs.
+        collected: called after each batch of frames with the undiscounted costs ``[n, m]`` of the ``n >= 0``
+            episodes that ended in it.
+        explore: collects in place of ``policy``, for a policy without noise of its own.
+        shown: metrics on the progress bar besides reward and cost.
+    """
+    config = run.config
+    averages, episodes = Averages(), EpisodeStatistics(config.cost_limit)
+
+    def take(steps: TensorDictBase) -> torch.Tensor:
+        run.advance(steps.numel() * config.env.frame_skip)
+        require_finite(steps, run.frames)
+        store(steps.select(*STORED))
+        return episodes.add(steps)
+
+    def make_training_env():
+        return task.training_env(config.seed + run.frames)
+
+    with workers_ignore_interrupt():
+        if run.frames == 0:
+            steps = config.warmup_frames // (config.env.num_envs * config.env.frame_skip)
+            random_env = make_training_env()
+            warmup = random_env.rollout(max(steps, 2), break_when_any_done=False)
+            random_env.close()
+            fit_observation_norm(task.norm, warmup[keys.OBSERVATION])
+            take(scale_steps(task.norm, warmup))
+            for _ in range(config.critic_warmup):
+                warm_up()
+        collector = make_collector(
+            make_training_env,
+            policy if explore is None else explore,
+            frames_per_batch=config.frames_per_batch // config.env.frame_skip,
+            policy_device=task.device,
+            env_device="cpu",
+        )
+    eval_env = task.evaluation_env()
+    updates_owed = 0.0
+    for batch in collector:
+        since = run.frames
+        costs = take(batch)
+        if collected is not None:
+            collected(costs)
+        updates_owed += (run.frames - since) * config.updates_per_frame
+        while updates_owed >= 1:
+            averages.add(update())
+            updates_owed -= 1
+        collector.update_policy_weights_()
+        report(run, since, averages, episodes, policy, eval_env, shown)
+        if run.finished:
+            break
+    collector.shutdown()

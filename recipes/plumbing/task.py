@@ -1,0 +1,74 @@
+"""The environments of a run, and what networks and limits need to know about them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import torch
+from torchrl.envs import Compose, EnvBase, RewardSum, TransformedEnv
+
+from safe_components import keys
+from safe_components.envs import make_env
+from safe_components.training import RunConfig, observation_norm
+
+__all__ = ["Task"]
+
+
+class Task:
+    """Make the environments a run's configuration asks for; set PyTorch's seed and threads first.
+
+    Args:
+        config: of the run.
+
+    Attributes:
+        device: of the networks.
+        observation_dim, action_dim, num_costs: sizes of observation, action and cost vectors.
+        bounds: ``action_low`` and ``action_high``, as policies and critics take them.
+        norm: TorchRL's ``ObservationNorm``, the identity until warm-up has fitted it.
+
+    Raises:
+        ValueError: if the limits are not as many as the environment's costs.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        torch.set_num_threads(config.threads)
+        torch.manual_seed(config.seed)
+        self.config = config
+        self.device = torch.device(config.device)
+        settings = dataclasses.asdict(config.env)
+        self._make = functools.partial(make_env, settings.pop("id"))
+        self._settings = settings
+        self._eval_env = self._make(**(settings | {"num_envs": config.eval_episodes or 1, "num_workers": 1}))
+        action_space = self._eval_env.action_spec_unbatched.space
+        self.observation_dim = self._eval_env.observation_spec[keys.OBSERVATION].shape[-1]
+        self.action_dim = action_space.low.shape[-1]
+        self.num_costs = self._eval_env.full_reward_spec_unbatched["cost"].shape[-1]
+        self.bounds = {"action_low": action_space.low, "action_high": action_space.high}
+        self.norm = observation_norm(self.observation_dim)
+        if len(config.cost_limit) != self.num_costs:
+            raise ValueError(
+                f"cost_limit holds {len(config.cost_limit)} limits, "
+                f"{config.env.id} has {self.num_costs} costs"
+            )
+
+    @property
+    def episode_length(self) -> int:
+        """Decisions in an episode.
+
+        Raises:
+            ValueError: if the environment has no time limit.
+        """
+        if self._eval_env.max_episode_steps is None:
+            raise ValueError(f"{self.config.env.id} has no episode length: set --env.max-episode-steps")
+        return self._eval_env.max_episode_steps // self.config.env.frame_skip
+
+    def training_env(self, seed: int) -> EnvBase:
+        """Fresh environments that scale observations and sum reward and cost over each episode."""
+        sums = RewardSum(in_keys=["reward", "cost"], out_keys=["episode_reward", "episode_cost"])
+        env = self._make(**self._settings, seed=seed)
+        return TransformedEnv(env, Compose(sums, self.norm.clone()))
+
+    def evaluation_env(self) -> EnvBase:
+        """The environments kept apart for evaluation, observations scaled as they are now."""
+        return TransformedEnv(self._eval_env, self.norm.clone())
