@@ -10,6 +10,7 @@ from tensordict import TensorDict, TensorDictBase, unravel_key
 from tensordict.nn import TensorDictParams, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
+from torchrl.modules.distributions.utils import sample_and_log_prob
 from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import distance_loss
 
@@ -65,6 +66,8 @@ class TDLoss(LossModule):
         entropy_coef: ``α``, or a function returning it, of the soft target
             ``agg Q' - α log π(a'|s')``; 0 for none.
         loss_function: ``d``: ``"l2"`` (no factor ½), ``"l1"`` or ``"smooth_l1"`` (Huber, ``δ = 1``).
+        smooth_action: function ``[B, a] -> [B, a]`` applied to the next action, as `TargetSmoothing`; not
+            together with ``entropy_coef``, whose ``log π`` is that of the policy's own action.
 
     Raises:
         ValueError: if a setting is out of range; in ``forward``, if the shapes do not fit together.
@@ -129,6 +132,7 @@ class TDLoss(LossModule):
         policy_params: TensorDictBase | TensorDictParams | None = None,
         entropy_coef: float | Callable[[], Tensor] = 0.0,
         loss_function: str = "l2",
+        smooth_action: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.set_keys(reward=reward_key)
@@ -145,6 +149,10 @@ class TDLoss(LossModule):
                 "num_action_samples > 1 and entropy_coef need a policy with a distribution (get_dist), "
                 f"got a {type(policy).__name__}"
             )
+        if self._soft and smooth_action is not None:
+            raise ValueError(
+                "smooth_action changes the action whose log π entropy_coef weighs: use one of them"
+            )
         self.gamma, self.aggregate, self.std_coef = gamma, aggregate, std_coef
         self.bootstrap_terminal, self.num_action_samples = bootstrap_terminal, num_action_samples
         self.entropy_coef, self.loss_function = entropy_coef, loss_function
@@ -152,6 +160,7 @@ class TDLoss(LossModule):
         # Kept out of the module tree, so that an optimiser of this loss moves the critic only.
         self.__dict__["policy"] = policy
         self.__dict__["policy_params"] = policy_params
+        self.__dict__["smooth_action"] = smooth_action
         _check_aggregate(aggregate, std_coef)
 
     @property
@@ -229,6 +238,8 @@ class TDLoss(LossModule):
     def _next_value(self, following: TensorDictBase) -> Tensor:
         """``mean_j agg_e Q'_e(s', a'_j)``, soft if asked for: ``[..., num_outputs]``."""
         action, log_prob = self._next_action(following)
+        if self.smooth_action is not None:
+            action = self.smooth_action(action)
         observation = following[self.tensor_keys.observation]
         with self.target_critic_params.to_module(self.critic, preserve_module_state=False):
             q = self.critic(observation, action)
@@ -250,12 +261,13 @@ class TDLoss(LossModule):
         if not self._stochastic:
             return self.policy(inputs)[self.tensor_keys.action], None
         dist = self.policy.get_dist(inputs)
-        if self.num_action_samples == 1:
-            action = dist.sample()
-            return action, dist.log_prob(action) if self._soft else None
-        action = dist.sample((self.num_action_samples,))
-        log_prob = dist.log_prob(action).movedim(0, -1) if self._soft else None
-        return action.movedim(0, -2), log_prob
+        shape = () if self.num_action_samples == 1 else (self.num_action_samples,)
+        if not self._soft:
+            action = dist.sample(shape)
+            return (action.movedim(0, -2) if shape else action), None
+        # Scored where it was drawn: inverting a saturated tanh would lose the draw.
+        action, log_prob = sample_and_log_prob(dist, shape)
+        return (action.movedim(0, -2), log_prob.movedim(0, -1)) if shape else (action, log_prob)
 
 
 def _check_aggregate(how: Aggregate, std_coef: float) -> None:

@@ -6,18 +6,19 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-Aggregate = Literal["min", "mean", "max", "conservative"]
+Aggregate = Literal["min", "mean", "max", "conservative", "first"]
 
 
 def aggregate(q: Tensor, how: Aggregate, std_coef: float = 0.5) -> Tensor:
     """Reduce an ensemble over its members, axis 0.
 
-    ``min_e q_e``, ``mean_e q_e``, ``max_e q_e`` or, for ``"conservative"``,
+    ``min_e q_e``, ``mean_e q_e``, ``max_e q_e``, ``q_0`` or, for ``"conservative"``,
     ``mean_e q_e + std_coef * std_e q_e``, an upper confidence bound that suits costs.
 
     Args:
         q: ``[E, ...]``, one estimate per member.
-        how: ``"min"`` (clipped double Q), ``"mean"``, ``"max"`` or ``"conservative"``.
+        how: ``"min"`` (clipped double Q), ``"mean"``, ``"max"``, ``"conservative"`` or ``"first"`` (one
+            member alone, as TD3's actor takes it).
         std_coef: ``k``, the weight of the members' standard deviation; read by ``"conservative"``
             only. The deviation is the population's (divided by ``E``), so one member has none.
 
@@ -45,6 +46,8 @@ def aggregate(q: Tensor, how: Aggregate, std_coef: float = 0.5) -> Tensor:
         return q.mean(0)
     if how == "max":
         return q.amax(0)
+    if how == "first":
+        return q[0]
     if how == "conservative":
         if q.shape[0] == 1:
             return q[0]  # the gradient of a standard deviation of zero would be NaN

@@ -1,0 +1,86 @@
+"""Deterministic policies whose actions lie inside the bounds, as TD3 and DDPG use them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tensordict.nn import TensorDictModule
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+
+from safe_components import keys
+from safe_components.policies.gaussian import _check_bounds
+from safe_components.policies.tanh_gaussian import mlp
+
+
+class TanhBounds(nn.Module):
+    """``a = c + h tanh(u)`` with centre ``c`` and half-range ``h`` of each action; ``u [..., a]`` any number.
+
+    Args:
+        action_low: ``[a]``, finite lower bounds.
+        action_high: ``[a]``, finite upper bounds.
+
+    Raises:
+        ValueError: if a bound is infinite or mismatched.
+
+    Example:
+        >>> import torch
+        >>> TanhBounds([0.0], [4.0])(torch.tensor([[-100.0], [0.0], [100.0]])).flatten()
+        tensor([0., 2., 4.])
+    """
+
+    center: Tensor
+    half_range: Tensor
+
+    def __init__(self, action_low: Sequence[float] | Tensor, action_high: Sequence[float] | Tensor) -> None:
+        super().__init__()
+        low, high = _check_bounds(action_low, action_high)
+        self.register_buffer("center", (high + low) / 2)
+        self.register_buffer("half_range", (high - low) / 2)
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """``u [..., a]`` to ``a [..., a]``."""
+        return self.center + self.half_range * raw.tanh()
+
+
+def deterministic_policy(
+    observation_dim: int,
+    action_low: Sequence[float] | Tensor,
+    action_high: Sequence[float] | Tensor,
+    *,
+    hidden_sizes: Sequence[int] = (256, 256),
+    activation: type[nn.Module] = nn.ReLU,
+    observation_key: NestedKey = keys.OBSERVATION,
+) -> TensorDictModule:
+    """An actor ``a = c + h tanh(u(s))``, ``c`` and ``h`` the centre and half-range of each action.
+
+    It starts near the centre in every state. Exploration is another module's work, for instance
+    TorchRL's ``AdditiveGaussianModule`` behind this one.
+
+    Args:
+        observation_dim: ``o``.
+        action_low: ``[a]``, finite lower bounds.
+        action_high: ``[a]``, finite upper bounds.
+        hidden_sizes: width of each hidden layer.
+        activation: module class between the layers.
+        observation_key: entry read, ``[..., o]``.
+
+    Returns:
+        A module that writes ``action [..., a]``.
+
+    Raises:
+        ValueError: if a bound is infinite or mismatched, or a size is below 1.
+
+    Source: Lillicrap et al. 2016 (arXiv 1509.02971), section 7.
+
+    Example:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> _ = torch.manual_seed(0)
+        >>> policy = deterministic_policy(3, [-1.0, 0.0], [1.0, 4.0], hidden_sizes=(8,))
+        >>> policy(TensorDict({"observation": torch.zeros(5, 3)}, [5]))["action"].shape
+        torch.Size([5, 2])
+    """
+    bounds = TanhBounds(action_low, action_high)
+    network = mlp(observation_dim, bounds.center.shape[0], hidden_sizes, activation)
+    return TensorDictModule(nn.Sequential(network, bounds), in_keys=[observation_key], out_keys=[keys.ACTION])
