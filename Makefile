@@ -1,4 +1,4 @@
-# Targets: make cvpo (install and train), make test, make lint, make clean.
+# Targets: make cvpo (install and train), make test, make lint, make docs, make clean.
 PYTHON ?= python3
 VENV ?= .venv
 # Another index for torch, e.g. https://download.pytorch.org/whl/cpu or .../whl/cu130
@@ -6,10 +6,11 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: install install-dev cvpo test lint clean
+.PHONY: install install-dev install-docs cvpo test lint docs clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
+install-docs: $(VENV)/.installed-docs
 
 # torch first and alone, so that the build chosen by TORCH_INDEX is the one that stays;
 # safety-gymnasium last and without its dependencies, whose pins cannot be met on Python >= 3.11.
@@ -26,6 +27,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable ".[dev]"
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) --editable ".[docs]"
+	touch $@
+
 cvpo: install
 	$(BIN)/python recipes/cvpo.py $(ARGS)
 
@@ -38,5 +43,10 @@ lint: install-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Any warning fails: a broken link, a reference that leads nowhere, a public name without an entry.
+docs: install-docs
+	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 clean:
-	rm -rf $(VENV) *.egg-info
+	rm -rf $(VENV) *.egg-info docs/_build

@@ -1,0 +1,127 @@
+"""Settings of the documentation site; ``make docs`` builds it into docs/_build/html."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import pydoc
+import sys
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any, get_args
+
+DOCS = Path(__file__).parent
+sys.path[:0] = [str(DOCS / "_ext"), str(DOCS.parent)]
+
+from docutils import nodes  # noqa: E402
+from plain_docstrings import to_rst  # noqa: E402
+from sphinx.util import logging  # noqa: E402
+from sphinx.util.nodes import make_refnode  # noqa: E402
+
+import safe_components  # noqa: E402
+
+project = "safe_components"
+release = installed_version("safe_components")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build", "_ext"]
+html_theme = "furo"
+html_title = f"{project} {release}"
+html_show_copyright = False
+html_theme_options = {"navigation_with_keys": True}
+# Indented blocks are formulas and commands; Python blocks say that they are Python.
+highlight_language = "none"
+myst_heading_anchors = 3
+
+autodoc_default_options = {"members": True, "undoc-members": True, "show-inheritance": True}
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+# Every reference must lead somewhere, but for other libraries' types, which have no page here, and links to
+# directories of the repository (that these exist is tested with the pages).
+nitpicky = True
+nitpick_ignore_regex = [(r"py:.*", r"(?!safe_components).*"), (r"myst", r".*/")]
+
+
+def public_objects() -> dict[str, dict[str, Any]]:
+    """Public names and their objects by module: its ``__all__``, or else its constants."""
+    modules = {}
+    for room in pkgutil.iter_modules(safe_components.__path__, "safe_components."):
+        module = importlib.import_module(room.name)
+        names = getattr(module, "__all__", [name for name in vars(module) if name.isupper()])
+        modules[room.name] = {name: getattr(module, name) for name in names}
+    return modules
+
+
+ROOMS = public_objects()
+FULL_NAME = {name: f"{room}.{name}" for room, names in ROOMS.items() for name in names}
+# Fields of named tuples that their class describes under "Attributes": once is enough.
+DESCRIBED_FIELDS = {
+    id(vars(cls)[field])
+    for names in ROOMS.values()
+    for cls in names.values()
+    if "Attributes:" in (getattr(cls, "__doc__", None) or "")
+    for field in getattr(cls, "_fields", ())
+}
+
+
+def convert_docstring(app: Any, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
+    """From the docstrings' plain text to reStructuredText, in place; constants after their module's."""
+    if lines[:1] and lines[0].startswith("Alias for field number"):
+        lines.clear()
+    lines[:] = to_rst(lines, {written: full for written, full in FULL_NAME.items() if full != name}.get)
+    if what == "module":
+        for constant, value in ROOMS.get(name, {}).items():
+            if not (inspect.isclass(value) or callable(value)) or get_args(value):
+                choices = " | ".join(map(repr, get_args(value)))
+                lines += ["", f".. py:data:: {constant}", f"   :value: {choices or repr(value)}", ""]
+
+
+def skip_described(app: Any, what: str, name: str, obj: object, skip: bool, options: Any) -> bool | None:
+    """Leave out what the class's docstring has already said."""
+    return True if id(obj) in DESCRIBED_FIELDS else None
+
+
+def resolve(app: Any, env: Any, node: Any, contnode: nodes.Node) -> nodes.Node | None:
+    """Link objects named by where they are defined to where they are public; text for private ones."""
+    module, _, name = node["reftarget"].rpartition(".")
+    if node.get("refdomain") != "py" or not module.startswith("safe_components"):
+        return None
+    entry = env.get_domain("py").objects.get(FULL_NAME.get(name))
+    if entry:
+        return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, contnode, name)
+    return contnode if hasattr(pydoc.locate(module), name) else None
+
+
+def complete_contents(app: Any, docname: str, source: list[str]) -> None:
+    """In the table of contents of the first page, leave out what is not there and add what is not listed."""
+    if docname == "index":
+        pages = {path.stem for path in DOCS.glob("*.md")} - {"index"}
+        head, rest = source[0].split("environments\n", 1)
+        listed = ["environments", *rest.split("\n```")[0].split()]
+        ordered = [page for page in listed if page in pages] + sorted(pages - set(listed))
+        source[0] = head + "\n".join(ordered) + "\n```" + rest.split("\n```", 1)[1]
+
+
+def require_every_public_name(app: Any, env: Any) -> None:
+    """Warn, which stops the build, of any public name without an entry in the reference."""
+    documented = env.get_domain("py").objects
+    for name in FULL_NAME.values():
+        if name not in documented:
+            logging.getLogger(__name__).warning("%s is public but not in docs/api", name)
+
+
+def setup(app: Any) -> None:
+    """Connect the functions above."""
+    app.connect("source-read", complete_contents)
+    app.connect("autodoc-process-docstring", convert_docstring, priority=400)
+    app.connect("autodoc-skip-member", skip_described)
+    app.connect("missing-reference", resolve)
+    app.connect("env-check-consistency", require_every_public_name)
