@@ -32,6 +32,7 @@ class ConstrainedCritics:
         cost_std_coef: weight of their standard deviation where that is ``"conservative"``.
         policy_params: parameters that act in place of the policy's own.
         entropy_coef: of the reward's soft target.
+        smooth_action: applied to the next action of both targets.
 
     Attributes:
         reward, cost: the ensembles.
@@ -50,6 +51,7 @@ class ConstrainedCritics:
         cost_std_coef: float = 0.5,
         policy_params: TensorDictBase | None = None,
         entropy_coef: float | Callable[[], torch.Tensor] = 0.0,
+        smooth_action: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         ensemble = functools.partial(
             QEnsemble,
@@ -61,7 +63,13 @@ class ConstrainedCritics:
         )
         self.reward = ensemble(reward_critics).to(task.device)
         self.cost = ensemble(config.cost_critics, task.num_costs).to(task.device)
-        td = functools.partial(TDLoss, policy=policy, gamma=config.gamma, policy_params=policy_params)
+        td = functools.partial(
+            TDLoss,
+            policy=policy,
+            gamma=config.gamma,
+            policy_params=policy_params,
+            smooth_action=smooth_action,
+        )
         self.reward_td = td(self.reward, reward_key=keys.REWARD, aggregate="min", entropy_coef=entropy_coef)
         self.cost_td = td(self.cost, reward_key=keys.COST, aggregate=cost_aggregate, std_coef=cost_std_coef)
         # TorchRL wants the updaters before the target parameters are first used.
