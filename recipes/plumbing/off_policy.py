@@ -19,9 +19,7 @@ from safe_components.training import (
     EpisodeStatistics,
     Run,
     RunConfig,
-    fit_observation_norm,
     require_finite,
-    scale_steps,
     workers_ignore_interrupt,
 )
 
@@ -131,12 +129,7 @@ def train_off_policy(
 
     with workers_ignore_interrupt():
         if run.frames == 0:
-            steps = config.warmup_frames // (config.env.num_envs * config.env.frame_skip)
-            random_env = make_training_env()
-            warmup = random_env.rollout(max(steps, 2), break_when_any_done=False)
-            random_env.close()
-            fit_observation_norm(task.norm, warmup[keys.OBSERVATION])
-            take(scale_steps(task.norm, warmup))
+            take(task.warm_up(config.warmup_frames, seed=config.seed))
             for _ in range(config.critic_warmup):
                 warm_up()
         collector = make_collector(

@@ -6,11 +6,12 @@ import dataclasses
 import functools
 
 import torch
+from tensordict import TensorDictBase
 from torchrl.envs import Compose, EnvBase, RewardSum, TransformedEnv
 
 from safe_components import keys
 from safe_components.envs import make_env
-from safe_components.training import RunConfig, observation_norm
+from safe_components.training import RunConfig, fit_observation_norm, observation_norm, scale_steps
 
 __all__ = ["Task"]
 
@@ -68,6 +69,15 @@ class Task:
         sums = RewardSum(in_keys=["reward", "cost"], out_keys=["episode_reward", "episode_cost"])
         env = self._make(**self._settings, seed=seed)
         return TransformedEnv(env, Compose(sums, self.norm.clone()))
+
+    def warm_up(self, frames: int, seed: int) -> TensorDictBase:
+        """About ``frames`` random steps ``[N, T]``, scaled by :attr:`norm`, which is fitted to them."""
+        env = self.training_env(seed)
+        steps = frames // (self.config.env.num_envs * self.config.env.frame_skip)
+        random = env.rollout(max(steps, 2), break_when_any_done=False)
+        env.close()
+        fit_observation_norm(self.norm, random[keys.OBSERVATION])
+        return scale_steps(self.norm, random)
 
     def evaluation_env(self) -> EnvBase:
         """The environments kept apart for evaluation, observations scaled as they are now."""
