@@ -1,6 +1,7 @@
 """What every recipe shares and no algorithm owns: run directory, logging, checkpoint, evaluation."""
 
 from safe_components.training.averages import Averages, EpisodeStatistics, episode_summary
+from safe_components.training.comparison import over_seeds, plot_comparison
 from safe_components.training.config import (
     EnvConfig,
     RunConfig,
@@ -16,6 +17,15 @@ from safe_components.training.launch import launch
 from safe_components.training.metrics import MetricsWriter
 from safe_components.training.normalise import fit_observation_norm, observation_norm, scale_steps
 from safe_components.training.run import Run
+from safe_components.training.statistics import (
+    Summary,
+    episode_mean,
+    frames_to_best,
+    frames_to_safe,
+    last_frames,
+    rolling_mean,
+    summarise,
+)
 
 __all__ = [
     "Averages",
@@ -25,17 +35,26 @@ __all__ = [
     "Run",
     "RunConfig",
     "StopRequest",
+    "Summary",
+    "episode_mean",
     "episode_summary",
     "evaluate",
     "fit_observation_norm",
+    "frames_to_best",
+    "frames_to_safe",
+    "last_frames",
     "launch",
     "load_config",
     "observation_norm",
+    "over_seeds",
     "parse_config",
+    "plot_comparison",
     "plot_curves",
     "read_metrics",
     "require_finite",
+    "rolling_mean",
     "scale_steps",
+    "summarise",
     "validate_run_config",
     "workers_ignore_interrupt",
 ]

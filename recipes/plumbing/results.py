@@ -1,0 +1,165 @@
+"""What a study found: ``table.csv``, ``table.md``, ``seeds.csv`` and ``curves.png``."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plumbing.member_process import finished
+from plumbing.study_record import read_study
+from safe_components.training import (
+    Summary,
+    episode_mean,
+    frames_to_best,
+    frames_to_safe,
+    last_frames,
+    plot_comparison,
+    summarise,
+)
+
+__all__ = ["Column", "columns_of", "measure", "write_results"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of the tables: name in the CSV files, heading, how a number is written, what none means."""
+
+    name: str
+    heading: str
+    form: Callable[[float], str]
+    none: str = "–"
+
+
+def columns_of(num_costs: int) -> list[Column]:
+    """The columns, for so many cost signals; defined in docs/studies.md."""
+    suffixes = ["", *(f"_{i}" for i in range(1, num_costs))]
+    number, frames = "{:.4g}".format, "{:,.0f}".format
+    return [
+        Column("reward", "reward", number),
+        *(Column(f"cost{s}", f"cost{s.replace('_', ' ')}", number) for s in suffixes),
+        Column("eval_reward", "evaluated reward", number),
+        *(Column(f"eval_cost{s}", f"evaluated cost{s.replace('_', ' ')}", number) for s in suffixes),
+        Column("violation_rate", "episodes over a limit", "{:.1%}".format),
+        Column("frames_to_safe", "frames to safe", frames, "never"),
+        Column("frames_to_best", "frames to 90 % of best", frames, "never"),
+        Column("wall_seconds", "wall time, s", frames),
+    ]
+
+
+def read_rows(path: Path) -> dict[str, np.ndarray]:
+    """The columns of a ``metrics.csv`` that may still be written to; empty cells are NaN."""
+    if not path.is_file():
+        return {"frames": np.empty(0)}
+    whole = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+    table = list(csv.DictReader(whole))
+    names = list(table[0]) if table else ["frames"]
+    return {name: np.array([float(row[name] or "nan") for row in table]) for name in names}
+
+
+def measure(run: Mapping[str, np.ndarray], limits: Sequence[float]) -> dict[str, float]:
+    """The table's numbers for one run that has finished.
+
+    Args:
+        run: columns of its ``metrics.csv``.
+        limits: of the episodic cost, m numbers.
+    """
+    suffixes = ["", *(f"_{i}" for i in range(1, len(limits)))]
+    frames, episodes, reward = run["frames"], run["episodes"], run["episode_reward"]
+    cost = np.stack([run[f"episode_cost{s}"] for s in suffixes], -1)
+    late = last_frames(frames)
+
+    def last(name: str) -> float:
+        values = run.get(name, np.empty(0))
+        values = values[np.isfinite(values)]
+        return float(values[-1]) if len(values) else math.nan
+
+    return {
+        "reward": episode_mean(reward[late], episodes[late]),
+        **{f"cost{s}": episode_mean(cost[late, i], episodes[late]) for i, s in enumerate(suffixes)},
+        "eval_reward": last("eval_reward"),
+        **{f"eval_cost{s}": last(f"eval_cost{s}") for s in suffixes},
+        "violation_rate": episode_mean(run["episode_violation_rate"], episodes),
+        "frames_to_safe": frames_to_safe(frames, cost, episodes, limits),
+        "frames_to_best": frames_to_best(frames, reward, cost, episodes, limits),
+        "wall_seconds": float(run["wall_seconds"][-1]),
+    }
+
+
+def _cell(column: Column, summary: Summary, done: int) -> str:
+    if not summary.count:
+        return column.none if done else "–"
+    text = column.form(summary.mean)
+    if not math.isnan(summary.low):
+        text += f" [{column.form(summary.low)}, {column.form(summary.high)}]"
+    return text if summary.count == done else f"{text} ({summary.count} of {done} seeds)"
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        out = csv.DictWriter(file, list(rows[0]))
+        out.writeheader()
+        for row in rows:
+            numbers = {k: f"{v:.8g}" for k, v in row.items() if isinstance(v, float) and not math.isnan(v)}
+            blanks = {k: "" for k, v in row.items() if isinstance(v, float) and math.isnan(v)}
+            out.writerow({**row, **numbers, **blanks})
+
+
+def write_results(directory: Path) -> Path:
+    """Write tables and figure from the rows that are there; returns the Markdown table's path.
+
+    The table counts finished members only and says how many these are; the figure draws every row there is.
+    """
+    study = read_study(directory)
+    variants = study["variants"]
+    first = next(iter(variants.values()))
+    limits = first["settings"]["cost-limit"]
+    columns = columns_of(len(limits))
+    curves, seeds, table, lines = {}, [], [], []
+    for label, entry in variants.items():
+        places = [directory / entry["place"] / f"seed-{seed}" for seed in entry["seeds"]]
+        runs = [read_rows(place / "metrics.csv") for place in places]
+        done = [finished(place, entry["total_frames"]) for place in places]
+        curves[label] = [run for run in runs if len(run["frames"])]
+        measured = []
+        for seed, run, over in zip(entry["seeds"], runs, done, strict=True):
+            values = measure(run, limits) if over else {column.name: math.nan for column in columns}
+            measured.append(values)
+            frames = int(run["frames"][-1]) if len(run["frames"]) else 0
+            seeds.append({"variant": label, "seed": seed, "frames": frames, "finished": over, **values})
+        summaries = {c.name: summarise([values[c.name] for values in measured]) for c in columns}
+        row: dict[str, Any] = {"variant": label, "frames": entry["total_frames"], "seeds": len(done)}
+        row["finished"] = sum(done)
+        for name, s in summaries.items():
+            row |= {name: s.mean, f"{name}_low": s.low, f"{name}_high": s.high, f"{name}_n": s.count}
+        table.append(row)
+        count = str(len(done)) if all(done) else f"{sum(done)} of {len(done)}"
+        cells = [_cell(column, summaries[column.name], sum(done)) for column in columns]
+        lines.append(f"| {label} | {count} | {entry['total_frames']:,} | " + " | ".join(cells) + " |")
+    _write_csv(directory / "table.csv", table)
+    _write_csv(directory / "seeds.csv", seeds)
+    head = ["variant", "seeds", "frames", *(column.heading for column in columns)]
+    where = f"{first['settings']['env.id']}, limit {', '.join(f'{limit:g}' for limit in limits)}"
+    note = (
+        f"{where}. Interquartile mean over the seeds that finished, in brackets its 95 % bootstrap interval; "
+        "a count of seeds beside a number says that the others have none."
+    )
+    text = [
+        f"| {' | '.join(head)} |",
+        "|---" * len(head) + "|",
+        *lines,
+        "",
+        note,
+        "",
+        f"    {study['command']}",
+    ]
+    path = directory / "table.md"
+    path.write_text("\n".join(text) + "\n", encoding="utf-8")
+    if any(curves.values()):
+        plot_comparison(curves, limits, directory / "curves.png", title=where)
+    return path

@@ -1,0 +1,102 @@
+"""Learning curves of several variants, each over seeds, in one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from scipy import stats
+
+__all__ = ["over_seeds", "plot_comparison"]
+
+Metrics = Mapping[str, np.ndarray]
+_GRID = 200
+_COLORS = [f"C{index}" for index in range(10)]
+_STYLES = ["-", "--", ":", "-."]
+
+
+def over_seeds(runs: Sequence[Metrics], name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """A metric on a common grid of frames: interquartile mean and quartiles over the seeds that got there.
+
+    Each seed is interpolated linearly between its rows; before its first and after its last row it
+    has no value.
+
+    Args:
+        runs: columns of each seed's ``metrics.csv``; at least ``frames`` and ``name``.
+        name: of the metric. Rows without a number are left out.
+
+    Returns:
+        ``frames``, ``mean``, ``low`` and ``high``, ``[points]`` each: empty if no seed has a number.
+
+    Example:
+        >>> runs = [{"frames": np.array([0.0, 10.0]), "x": np.array([0.0, y])} for y in (1.0, 2.0, 6.0)]
+        >>> frames, mean, low, high = over_seeds(runs, "x")
+        >>> frames[-1], mean[-1], low[-1], high[-1]
+        (np.float64(10.0), np.float64(3.0), np.float64(1.5), np.float64(4.0))
+    """
+    lines = []
+    for run in runs:
+        there = np.isfinite(run[name]) if name in run else np.zeros(len(run["frames"]), bool)
+        if there.any():
+            lines.append((run["frames"][there], run[name][there]))
+    if not lines:
+        return (np.empty(0),) * 4
+    start, end = min(frames[0] for frames, _ in lines), max(frames[-1] for frames, _ in lines)
+    grid = np.linspace(start, end, _GRID if end > start else 1)
+    table = np.stack([np.interp(grid, *line, left=np.nan, right=np.nan) for line in lines])
+    some = np.isfinite(table).any(0)
+    grid, table = grid[some], table[:, some]
+    columns = [column[np.isfinite(column)] for column in table.T]
+    mean = np.array([stats.trim_mean(column, 0.25) for column in columns])
+    low, high = np.array([np.percentile(column, [25, 75]) for column in columns]).T
+    return grid, mean, low, high
+
+
+def plot_comparison(
+    variants: Mapping[str, Sequence[Metrics]], limits: Sequence[float], output: Path, title: str = ""
+) -> None:
+    """Draw reward and each cost of the training episodes over frames, one line a variant.
+
+    Lines are interquartile means over seeds, bands reach from the first to the third quartile. Axes are
+    linear; limits are dashed lines.
+
+    Args:
+        variants: by label, the columns of each seed's ``metrics.csv``.
+        limits: of the episodic cost, one per cost signal.
+        output: the picture to write; its ending gives the format.
+        title: above the picture.
+
+    Raises:
+        ValueError: if no variant has a row.
+    """
+    if not any(len(run["frames"]) for runs in variants.values() for run in runs):
+        raise ValueError("there is nothing to draw: no variant has a row of metrics")
+    names = ["episode_reward", "episode_cost"] + [f"episode_cost_{i}" for i in range(1, len(limits))]
+    # A legend beside the panels stays readable with many variants; it sets the least height.
+    height = max(3.8, 1.0 + 0.23 * (len(variants) + 1))
+    longest = max(len(label) for label in variants)
+    figure = Figure(figsize=(5.0 * len(names) + 0.8 + 0.085 * longest, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    for panel, name in zip(panels, names, strict=True):
+        for index, (label, runs) in enumerate(variants.items()):
+            frames, mean, low, high = over_seeds(runs, name)
+            color = _COLORS[index % len(_COLORS)]
+            style = _STYLES[index // len(_COLORS) % len(_STYLES)]
+            text = f"{label} ({len(runs)} seed{'s' if len(runs) != 1 else ''})"
+            panel.plot(frames, mean, color=color, linestyle=style, linewidth=1.8, label=text)
+            panel.fill_between(frames, low, high, color=color, alpha=0.13, linewidth=0)
+        panel.set_xlabel("environment frames")
+        panel.set_ylabel(name.replace("_", " "))
+        panel.grid(alpha=0.3)
+    handles, labels = panels[0].get_legend_handles_labels()
+    for panel, limit in zip(panels[1:], limits, strict=True):
+        handles.append(panel.axhline(limit, color="black", linestyle="--", linewidth=1.4))
+        labels.append(f"limit {limit:g}")
+        panel.set_ylim(bottom=0)
+    figure.legend(handles, labels, loc="outside right center", fontsize=9, frameon=False)
+    figure.suptitle(title)
+    figure.savefig(output, dpi=110)
