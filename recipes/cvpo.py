@@ -13,12 +13,13 @@ is defined in docs/metrics.md.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Literal
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential
-from torchrl.objectives import SoftUpdate
+from torchrl.objectives import HardUpdate, SoftUpdate
 
 from plumbing import (
     ConstrainedCritics,
@@ -117,7 +118,9 @@ def main(config: Config) -> None:
         "none": NoTrustRegion,
     }[config.trust_region]()
     mstep = MStepLoss(policy, trust_region=trust_region).to(task.device)
-    reference = SoftUpdate(mstep, eps=config.policy_polyak if config.reference == "polyak" else 0.0)
+    polyak = config.reference == "polyak"
+    copied = functools.partial(HardUpdate, value_network_update_interval=0)
+    reference = SoftUpdate(mstep, eps=config.policy_polyak) if polyak else copied(mstep)
     critics = ConstrainedCritics(
         config,
         task,
@@ -179,7 +182,7 @@ def main(config: Config) -> None:
             policy_optim.zero_grad()
             (policy_out["loss_policy"] + policy_out["loss_trust_region"]).backward()
             policy_optim.step()
-        if config.reference == "polyak":
+        if polyak:
             reference.step()
         run.count_update()
 
@@ -206,7 +209,7 @@ def main(config: Config) -> None:
             multiplier.set_cost_limits(limit)
         if len(episode_costs):
             multiplier.update(episode_costs.mean(0))
-        if config.reference == "copy":
+        if not polyak:
             reference.step()
 
     components = {

@@ -1,0 +1,94 @@
+"""The E-step with multipliers given: against the full dual, against SciPy, and what it reports."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import brentq
+from tensordict import TensorDict
+
+from safe_components.estep import EStepProjector, GivenMultiplierSolver, NewtonDualSolver, SLSQPDualSolver
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def example(m=1, states=30, particles=12, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    q_reward = torch.randn(states, particles, generator=generator, dtype=dtype) * 3 + 10
+    q_cost = torch.rand(states, particles, m, generator=generator, dtype=dtype) + 0.2 * q_reward.unsqueeze(-1)
+    return q_reward, q_cost
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("m", [1, 2])
+def test_the_duals_own_multiplier_gives_the_duals_own_answer(m, device):
+    q_reward, q_cost = (q.to(device) for q in example(m))
+    limits = q_cost.mean((0, 1)) - 0.1 * q_cost.std()
+    full = NewtonDualSolver()(q_reward, q_cost, 0.1, limits)
+    assert bool(full.feasible)
+    assert bool((full.lam > 0).any())
+    given = GivenMultiplierSolver(lambda: full.lam)(q_reward, q_cost, 0.1, limits)
+    # Both temperatures solve the same equation to 1e-8; the weights follow them continuously.
+    torch.testing.assert_close(given.weight, full.weight, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(given.eta, full.eta, rtol=1e-6, atol=0)
+    torch.testing.assert_close(given.expected_reward, full.expected_reward)
+    torch.testing.assert_close(given.expected_cost, full.expected_cost)
+    assert torch.equal(given.lam, full.lam)
+
+
+@pytest.mark.parametrize("inner", [NewtonDualSolver(), SLSQPDualSolver()], ids=["newton", "slsqp"])
+def test_against_a_scalar_root_search(inner):
+    q_reward, q_cost = example(2, seed=1)
+    lam = torch.tensor([0.7, 0.2], dtype=torch.float64)
+    combined = (q_reward - q_cost @ lam).numpy()
+
+    def weights(eta):
+        z = np.exp((combined - combined.max(1, keepdims=True)) / eta)
+        return z / z.sum(1, keepdims=True)
+
+    def divergence(eta):
+        w = weights(eta)
+        return (w * np.log(np.maximum(w, 1e-300) * w.shape[1])).sum(1).mean() - 0.1
+
+    eta = brentq(divergence, 0.05, 100.0, xtol=1e-12)
+    solution = GivenMultiplierSolver(lambda: lam, inner)(q_reward, q_cost, 0.1, torch.ones(2))
+    tolerance = 1e-6 if isinstance(inner, NewtonDualSolver) else 2e-2  # of SLSQP's own stopping rule
+    assert float(solution.eta) == pytest.approx(eta, rel=tolerance)
+    np.testing.assert_allclose(solution.weight.numpy(), weights(eta), atol=tolerance)
+
+
+def test_without_a_price_the_limit_changes_nothing_and_is_reported():
+    q_reward, q_cost = example()
+    free = NewtonDualSolver()(q_reward, q_cost[..., :0], 0.1, torch.empty(0))
+    solver = GivenMultiplierSolver(lambda: torch.zeros(1))
+    high, low = (solver(q_reward, q_cost, 0.1, torch.tensor([d])) for d in (100.0, 0.0))
+    assert torch.equal(high.weight, free.weight)
+    assert torch.equal(low.weight, free.weight)
+    assert bool(high.feasible)
+    assert not bool(low.feasible)
+    expected = (free.weight.unsqueeze(-1) * q_cost).sum(1).mean(0)
+    torch.testing.assert_close(low.expected_cost, expected)
+
+
+def test_inside_the_projector_it_follows_a_multiplier_that_moves():
+    q_reward, q_cost = example(dtype=torch.float32)
+    lam = torch.zeros(1)
+    projector = EStepProjector(0.1, [0.0], GivenMultiplierSolver(lambda: lam))
+    costs = []
+    for value in (0.0, 1.0, 5.0):
+        lam.fill_(value)
+        batch = TensorDict(particles={"q_reward": q_reward, "q_cost": q_cost}, batch_size=[len(q_reward)])
+        weight = projector(batch)["particles", "weight"]
+        assert weight.dtype == torch.float32
+        torch.testing.assert_close(weight.sum(-1), torch.ones(len(q_reward)))
+        assert projector.lam.tolist() == [value]
+        costs.append(float(projector.solution.expected_cost))
+    assert costs[0] > costs[1] > costs[2]
+
+
+@pytest.mark.parametrize(
+    ("lam", "said"), [([-0.5], r"\[-0.5\], must be at least 0"), ([0.1, 0.2], "2.* for 1 costs")]
+)
+def test_a_bad_multiplier_is_named(lam, said):
+    q_reward, q_cost = example()
+    with pytest.raises(ValueError, match=said):
+        GivenMultiplierSolver(lambda: torch.tensor(lam))(q_reward, q_cost, 0.1, torch.ones(1))
