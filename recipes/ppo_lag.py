@@ -195,7 +195,7 @@ def main(config: Config) -> None:
             steps = estimate(collected.to(task.device))
             with torch.no_grad():
                 before = policy.get_dist(steps)
-            for epoch in range(1, config.epochs + 1):
+            for _ in range(config.epochs):
                 shuffled = steps[torch.randperm(len(steps), device=task.device)]
                 for batch in shuffled.split(config.batch_size):
                     averages.add(update(batch))
@@ -203,7 +203,7 @@ def main(config: Config) -> None:
                     kl = kl_divergence(before, policy.get_dist(steps)).mean()
                 if kl > config.kl_stop:
                     break
-            averages.add({"lambda": multiplier(), "kl": kl, "epochs": torch.tensor(epoch)})
+            averages.add({"lambda": multiplier(), "kl": kl})
             collector.update_policy_weights_()
             report(run, since, averages, episodes, policy, eval_env, shown=("lambda", "kl"))
             if run.finished:
