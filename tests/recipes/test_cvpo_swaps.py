@@ -119,7 +119,7 @@ def test_multiplier_is_moved_by_the_episodes_of_each_batch(train, costly, monkey
 
     make_multiplier = cvpo.make_multiplier
     monkeypatch.setattr(cvpo, "make_multiplier", spied)
-    rows, _ = train("--multiplier", kind, "--cost-limit", "12", "--env.id", "Costly-v0")
+    rows, _ = train("--multiplier", kind, "--cost-limit", "8", "--env.id", "Costly-v0")
     costs, lam = zip(*told, strict=True)
     # The first row also holds the warm-up's random episodes, which do not move the multiplier.
     np.testing.assert_allclose(rows["episode_cost"][1:], costs[1:], rtol=1e-6)
@@ -127,7 +127,7 @@ def test_multiplier_is_moved_by_the_episodes_of_each_batch(train, costly, monkey
     # It is used at once by the updates that follow.
     np.testing.assert_allclose(rows["lambda"], lam, rtol=1e-6)
     assert max(lam) > 0
-    alone = GradientMultiplier(12.0, 0.01) if kind == "gradient" else PIDMultiplier(12.0, 0.02, 0.01, 0.02)
+    alone = GradientMultiplier(8.0, 0.01) if kind == "gradient" else PIDMultiplier(8.0, 0.02, 0.01, 0.02)
     np.testing.assert_allclose(lam, [float(alone.update(cost)) for cost in costs], rtol=1e-6)
 
 
