@@ -20,22 +20,19 @@ from tensordict.nn import ProbabilisticTensorDictSequential
 
 from plumbing import (
     ConstrainedCritics,
-    LagrangianConfig,
-    OffPolicyConfig,
+    OffPolicyLagrangianConfig,
     Task,
-    make_buffer,
     make_multiplier,
-    train_off_policy,
+    train_lagrangian,
 )
-from safe_components.critics import n_step_transform
 from safe_components.lagrangian import SACLagLoss
 from safe_components.ops import q_cost_limit
 from safe_components.policies import tanh_gaussian_policy
-from safe_components.training import Run, launch
+from safe_components.training import launch
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(LagrangianConfig, OffPolicyConfig):
+class Config(OffPolicyLagrangianConfig):
     """SAC-Lag. The fields below are the algorithm's; those above are shared."""
 
     reward_critics: int = 2
@@ -62,17 +59,14 @@ class Config(LagrangianConfig, OffPolicyConfig):
 
 def make_policy(config: Config, task: Task) -> ProbabilisticTensorDictSequential:
     """A Gaussian squashed into the action bounds."""
-    return tanh_gaussian_policy(task.observation_dim, **task.bounds, hidden_sizes=config.hidden_sizes).to(
-        task.device
-    )
+    sizes = {"hidden_sizes": config.hidden_sizes}
+    return tanh_gaussian_policy(task.observation_dim, **task.bounds, **sizes).to(task.device)
 
 
 def main(config: Config) -> None:
     """Train."""
     task = Task(config)
     policy = make_policy(config, task)
-    # Limits are set on sums over an episode, critics estimate discounted sums: docs/cost_budget.md.
-    limits = q_cost_limit(config.cost_limit, config.gamma, task.episode_length)
     multiplier = make_multiplier(config)
     members = config.cal_critics if config.cal else config.cost_critics
     critics = ConstrainedCritics(
@@ -85,6 +79,8 @@ def main(config: Config) -> None:
         cost_std_coef=config.cost_std,
         entropy_coef=lambda: actor.alpha,
     )
+    # Limits are set on sums over an episode, critics estimate discounted sums: docs/cost_budget.md.
+    limits = q_cost_limit(config.cost_limit, config.gamma, task.episode_length) if config.cal else None
     actor = SACLagLoss(
         policy,
         critics.reward,
@@ -104,56 +100,35 @@ def main(config: Config) -> None:
             {"params": [actor.log_alpha], "lr": config.alpha_lr},
         ]
     )
-    buffer = make_buffer(config)
-    n_step = n_step_transform(config.n_step, config.gamma)
 
-    def store(steps: TensorDictBase) -> None:
-        buffer.extend(n_step.inv(steps).reshape(-1))
-
-    def update() -> dict[str, torch.Tensor]:
-        """One step of the critics, one of the actor and of its temperature."""
-        batch = buffer.sample()
-        values = critics.update(batch)
+    def improve(batch: TensorDictBase, updates: int) -> dict[str, torch.Tensor]:
+        """One step of the actor and of its temperature."""
         out = actor(batch)
         policy_optim.zero_grad()
         (out["loss_actor"] + out["loss_alpha"]).backward()
         policy_optim.step()
-        run.count_update()
-        return values | {
+        return {
             "lambda": out["lam"],
             "lambda_effective": out["lam_effective"],
             "actor_q_reward": out["q_reward"],
             "actor_q_cost": out["q_cost"],
-            "q_cost_limit": limits,
             "loss_actor": out["loss_actor"],
             "alpha": out["alpha"],
             "entropy": out["entropy"],
+            **({"q_cost_limit": limits} if config.cal else {}),
         }
 
-    def collected(episode_costs: torch.Tensor) -> None:
-        """The multiplier follows the episodes that have just ended."""
-        if len(episode_costs):
-            multiplier.update(episode_costs.mean(0))
-
-    components = {
-        "policy": policy,
-        "norm": task.norm,
-        "actor": actor,
-        "multiplier": multiplier,
-        "policy_optim": policy_optim,
-        "buffer": buffer,
-    }
-    with Run(config, "sac_lag", **critics.components, **components) as run:
-        train_off_policy(
-            run,
-            task,
-            policy,
-            store=store,
-            warm_up=lambda: critics.update(buffer.sample()),
-            update=update,
-            collected=collected,
-            shown=("lambda", "alpha"),
-        )
+    train_lagrangian(
+        config,
+        "sac_lag",
+        task,
+        policy,
+        critics,
+        multiplier,
+        improve=improve,
+        components={"actor": actor, "policy_optim": policy_optim},
+        shown=("lambda", "alpha"),
+    )
 
 
 if __name__ == "__main__":

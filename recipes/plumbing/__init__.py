@@ -1,6 +1,8 @@
 """What every recipe needs and no algorithm owns, where the rooms have to be connected."""
 
 from plumbing.critics import ConstrainedCritics
+from plumbing.exploration import with_noise
+from plumbing.lagrangian import OffPolicyLagrangianConfig, train_lagrangian
 from plumbing.multiplier import LagrangianConfig, make_multiplier
 from plumbing.off_policy import OffPolicyConfig, make_buffer, train_off_policy
 from plumbing.report import report
@@ -10,9 +12,12 @@ __all__ = [
     "ConstrainedCritics",
     "LagrangianConfig",
     "OffPolicyConfig",
+    "OffPolicyLagrangianConfig",
     "Task",
     "make_buffer",
     "make_multiplier",
     "report",
+    "train_lagrangian",
     "train_off_policy",
+    "with_noise",
 ]

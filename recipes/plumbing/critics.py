@@ -30,7 +30,7 @@ class ConstrainedCritics:
         reward_critics: members of the reward's ensemble; their minimum is the target.
         cost_aggregate: how the members for the costs become one.
         cost_std_coef: weight of their standard deviation where that is ``"conservative"``.
-        policy_params: parameters that act in place of the policy's own.
+        policy_params: parameters that act in place of the policy's own, or a function returning them.
         entropy_coef: of the reward's soft target.
         smooth_action: applied to the next action of both targets.
 
@@ -49,7 +49,7 @@ class ConstrainedCritics:
         reward_critics: int = 2,
         cost_aggregate: Aggregate = "mean",
         cost_std_coef: float = 0.5,
-        policy_params: TensorDictBase | None = None,
+        policy_params: TensorDictBase | Callable[[], TensorDictBase] | None = None,
         entropy_coef: float | Callable[[], torch.Tensor] = 0.0,
         smooth_action: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:

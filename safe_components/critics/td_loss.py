@@ -62,7 +62,8 @@ class TDLoss(LossModule):
             becomes 1), as CVPO's authors do for the cost, so that ending an episode early does not look safe.
         num_action_samples: next actions per state, at least 1.
         policy_params: parameters that act in the next state in place of the policy's own, for instance
-            an M-step's ``target_policy_params``.
+            an M-step's ``target_policy_params``; or a function returning them, where the loss that holds
+            them is made later.
         entropy_coef: ``α``, or a function returning it, of the soft target
             ``agg Q' - α log π(a'|s')``; 0 for none.
         loss_function: ``d``: ``"l2"`` (no factor ½), ``"l1"`` or ``"smooth_l1"`` (Huber, ``δ = 1``).
@@ -129,7 +130,7 @@ class TDLoss(LossModule):
         std_coef: float = 0.5,
         bootstrap_terminal: bool = False,
         num_action_samples: int = 1,
-        policy_params: TensorDictBase | TensorDictParams | None = None,
+        policy_params: TensorDictBase | TensorDictParams | Callable[[], TensorDictBase] | None = None,
         entropy_coef: float | Callable[[], Tensor] = 0.0,
         loss_function: str = "l2",
         smooth_action: Callable[[Tensor], Tensor] | None = None,
@@ -251,9 +252,12 @@ class TDLoss(LossModule):
 
     def _next_action(self, following: TensorDictBase) -> tuple[Tensor, Tensor | None]:
         """``a' [..., (K,) a]`` and, for a soft target, ``log π(a'|s') [..., (K)]``."""
-        if self.policy_params is None:
+        params = self.policy_params
+        if params is None:
             return self._act(following)
-        with self.policy_params.to_module(self.policy, preserve_module_state=False):
+        if not isinstance(params, TensorDictBase):
+            params = params()
+        with params.to_module(self.policy, preserve_module_state=False):
             return self._act(following)
 
     def _act(self, following: TensorDictBase) -> tuple[Tensor, Tensor | None]:

@@ -1,0 +1,92 @@
+"""Deep deterministic policy gradient with a Lagrangian multiplier (DDPG-Lag).
+
+    python recipes/ddpg_lag.py                                # SafetyPointCircle1-v0, limit 25
+    python recipes/ddpg_lag.py --multiplier gradient --env.id SafetyPointGoal1-v0 --seed 1
+    python recipes/ddpg_lag.py --resume runs/ddpg_lag-...     # go on from the last checkpoint
+
+DDPG (Lillicrap et al. 2016, arXiv 1509.02971) whose actor maximises reward minus the costs, each charged at
+its multiplier, which follows the episodes just collected: docs/lagrangian.md. Unlike TD3 it has one reward
+critic, moves the actor with every update and its targets follow the target actor without noise. Every metric
+is defined in docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule
+from torchrl.objectives import SoftUpdate
+
+from plumbing import (
+    ConstrainedCritics,
+    OffPolicyLagrangianConfig,
+    Task,
+    make_multiplier,
+    train_lagrangian,
+    with_noise,
+)
+from safe_components.lagrangian import DeterministicLagLoss
+from safe_components.policies import deterministic_policy
+from safe_components.training import launch
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(OffPolicyLagrangianConfig):
+    """DDPG-Lag. The fields below are the algorithm's; those above are shared."""
+
+    exploration_std: float = 0.1
+    """standard deviation of the noise on collected actions, as a share of half the action range"""
+    policy_polyak: float = 0.98
+    """share the target actor keeps at each update"""
+    normalise: bool = True
+    """divide the actor's loss by 1 + the sum of the multipliers"""
+
+
+def make_policy(config: Config, task: Task) -> TensorDictModule:
+    """A deterministic actor inside the action bounds."""
+    sizes = {"hidden_sizes": config.hidden_sizes}
+    return deterministic_policy(task.observation_dim, **task.bounds, **sizes).to(task.device)
+
+
+def main(config: Config) -> None:
+    """Train."""
+    task = Task(config)
+    policy = make_policy(config, task)
+    multiplier = make_multiplier(config)
+    # The actor's loss, made last, holds the target actor that the critics' targets follow.
+    critics = ConstrainedCritics(
+        config, task, policy, reward_critics=1, policy_params=lambda: actor.target_policy_params
+    )
+    actor = DeterministicLagLoss(
+        policy, critics.reward, critics.cost, multiplier, normalise=config.normalise
+    ).to(task.device)
+    target_actor = SoftUpdate(actor, eps=config.policy_polyak)
+    policy_optim = torch.optim.Adam(actor.parameters(), lr=config.policy_lr)
+
+    def improve(batch: TensorDictBase, updates: int) -> dict[str, torch.Tensor]:
+        """One step of the actor; the target actor follows."""
+        out = actor(batch)
+        policy_optim.zero_grad()
+        out["loss_actor"].backward()
+        policy_optim.step()
+        target_actor.step()
+        names = {"lam": "lambda", "q_reward": "actor_q_reward", "q_cost": "actor_q_cost"}
+        return {"loss_actor": out["loss_actor"], **{ours: out[name] for name, ours in names.items()}}
+
+    train_lagrangian(
+        config,
+        "ddpg_lag",
+        task,
+        policy,
+        critics,
+        multiplier,
+        improve=improve,
+        components={"actor": actor, "policy_optim": policy_optim},
+        explore=with_noise(policy, config.exploration_std, task),
+    )
+
+
+if __name__ == "__main__":
+    launch(main, Config)
