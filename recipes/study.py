@@ -27,7 +27,7 @@ from plumbing.members import check_limits, options_of, plan
 from plumbing.pool import LocalPool, Pool, RayPool
 from plumbing.results import write_results
 from plumbing.scheduler import run_members
-from plumbing.study_record import hold, record_study
+from plumbing.study_record import hold, merge, record_study
 from plumbing.variants import variant_table
 from safe_components.training import RunConfig, launch
 
@@ -108,16 +108,16 @@ def main(config: Config, arguments: Sequence[str]) -> None:
     seeds = range(config.seed, config.seed + config.seeds)
     members = plan(config.variants, seeds, given_options(arguments), extra, directory)
     check_limits(members)
-    with hold(directory):
-        record_study(directory, members, shlex.join(["python", "recipes/study.py", *arguments]))
-        pool = make_pool(config)
-        try:
+    merge(directory, members)  # before anything is started or written
+    pool = make_pool(config)
+    try:
+        with hold(directory):
+            record_study(directory, members, shlex.join(["python", "recipes/study.py", *arguments]))
             outcome = run_members(members, pool, config.progress)
-        finally:
-            pool.close()
-        if outcome.finished or outcome.skipped:
             print(write_results(directory).read_text())
-            print(f"figure: {directory / 'curves.png'}")
+    finally:
+        pool.close()
+    print(f"tables and figure: {directory}")
     again = "the same command goes on and repeats nothing that has finished"
     if outcome.stopped:
         print(f"{len(outcome.stopped)} of {len(members)} members have not finished; {again}")

@@ -36,15 +36,19 @@ class Column:
     none: str = "–"
 
 
+def _number(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
+
+
 def columns_of(num_costs: int) -> list[Column]:
     """The columns, for so many cost signals; defined in docs/studies.md."""
     suffixes = ["", *(f"_{i}" for i in range(1, num_costs))]
-    number, frames = "{:.4g}".format, "{:,.0f}".format
+    frames = "{:,.0f}".format
     return [
-        Column("reward", "reward", number),
-        *(Column(f"cost{s}", f"cost{s.replace('_', ' ')}", number) for s in suffixes),
-        Column("eval_reward", "evaluated reward", number),
-        *(Column(f"eval_cost{s}", f"evaluated cost{s.replace('_', ' ')}", number) for s in suffixes),
+        Column("reward", "reward", _number),
+        *(Column(f"cost{s}", f"cost{s.replace('_', ' ')}", _number) for s in suffixes),
+        Column("eval_reward", "evaluated reward", _number),
+        *(Column(f"eval_cost{s}", f"evaluated cost{s.replace('_', ' ')}", _number) for s in suffixes),
         Column("violation_rate", "episodes over a limit", "{:.1%}".format),
         Column("frames_to_safe", "frames to safe", frames, "never"),
         Column("frames_to_best", "frames to 90 % of best", frames, "never"),

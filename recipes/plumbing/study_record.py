@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import yaml
 
 from plumbing.members import Member, options_of
 
-__all__ = ["hold", "read_study", "record_study"]
+__all__ = ["hold", "merge", "read_study", "record_study"]
 
 FILE = "study.yaml"
+_LOCK = ".lock"
 
 # May differ when a study is continued: how long, where and how it is shown.
 _FREE = ("seed", "total-frames", "device", "threads", "run-dir", "resume", "loggers", "progress", "traceback")
@@ -43,7 +44,9 @@ def read_study(directory: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text())
 
 
-def _compare(directory: Path, label: str, old: dict[str, Any], new: dict[str, Any], names) -> None:
+def _require_equal(
+    directory: Path, label: str, old: dict[str, Any], new: dict[str, Any], names: Iterable[str]
+) -> None:
     for name in names:
         if name in old and name in new and old[name] != new[name]:
             raise ValueError(
@@ -52,8 +55,8 @@ def _compare(directory: Path, label: str, old: dict[str, Any], new: dict[str, An
             )
 
 
-def record_study(directory: Path, members: Sequence[Member], command: str) -> None:
-    """Write the members down beside those already there.
+def merge(directory: Path, members: Sequence[Member]) -> dict[str, Any]:
+    """The variants of a study once ``members`` have joined those already there; nothing is written.
 
     A study may grow by variants, seeds and frames. What it has must keep its settings.
 
@@ -61,30 +64,31 @@ def record_study(directory: Path, members: Sequence[Member], command: str) -> No
         ValueError: if a variant had other settings, or the environment or the limits were others.
         FileExistsError: if the directory holds something else.
     """
-    path = directory / FILE
-    if path.is_file():
+    if (directory / FILE).is_file():
         variants = read_study(directory)["variants"]
-    elif directory.exists() and any(entry.name != ".lock" for entry in directory.iterdir()):
+    elif directory.exists() and any(entry.name != _LOCK for entry in directory.iterdir()):
         raise FileExistsError(f"{directory} is not empty and holds no study; choose another --run-dir")
     else:
         variants = {}
     for member in members:
         settings = _settings(member)
         for label, other in variants.items():
-            _compare(
-                directory, label, other["settings"], settings, settings if label == member.label else _SHARED
-            )
+            names = settings if label == member.label else _SHARED
+            _require_equal(directory, label, other["settings"], settings, names)
         entry = variants.setdefault(member.label, {"recipe": member.recipe.name, "seeds": []})
         entry["seeds"] = sorted({*entry["seeds"], member.config.seed})
-        entry |= {
-            "total_frames": member.config.total_frames,
-            "place": member.directory.parent.name,
-            "settings": settings,
-        }
-    directory.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(yaml.safe_dump({"command": command, "variants": variants}, sort_keys=False))
-    partial.replace(path)
+        entry["total_frames"] = member.config.total_frames
+        entry["place"] = member.directory.parent.name
+        entry["settings"] = settings
+    return variants
+
+
+def record_study(directory: Path, members: Sequence[Member], command: str) -> None:
+    """Write down the study as :func:`merge` has it, and the command that was last given."""
+    document = {"command": command, "variants": merge(directory, members)}
+    partial = directory / f"{FILE}.partial"
+    partial.write_text(yaml.safe_dump(document, sort_keys=False))
+    partial.replace(directory / FILE)
 
 
 @contextmanager
@@ -95,7 +99,7 @@ def hold(directory: Path) -> Iterator[None]:
         BlockingIOError: if another process holds it.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as file:
+    with (directory / _LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -47,11 +47,13 @@ def over_seeds(runs: Sequence[Metrics], name: str) -> tuple[np.ndarray, np.ndarr
     start, end = min(frames[0] for frames, _ in lines), max(frames[-1] for frames, _ in lines)
     grid = np.linspace(start, end, _GRID if end > start else 1)
     table = np.stack([np.interp(grid, *line, left=np.nan, right=np.nan) for line in lines])
-    some = np.isfinite(table).any(0)
-    grid, table = grid[some], table[:, some]
-    columns = [column[np.isfinite(column)] for column in table.T]
-    mean = np.array([stats.trim_mean(column, 0.25) for column in columns])
-    low, high = np.array([np.percentile(column, [25, 75]) for column in columns]).T
+    counts = np.isfinite(table).sum(0)
+    grid, table, counts = grid[counts > 0], np.sort(table[:, counts > 0], axis=0), counts[counts > 0]
+    mean, low, high = np.empty((3, len(grid)))
+    for count in np.unique(counts):  # NaN sorts last
+        here = counts == count
+        mean[here] = stats.trim_mean(table[:count, here], 0.25, axis=0)
+        low[here], high[here] = np.percentile(table[:count, here], [25, 75], axis=0)
     return grid, mean, low, high
 
 
