@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pkgutil
 import pydoc
+import re
 import sys
 from importlib.metadata import version as installed_version
 from pathlib import Path
@@ -16,6 +17,8 @@ sys.path[:0] = [str(DOCS / "_ext"), str(DOCS.parent)]
 
 from docutils import nodes  # noqa: E402
 from plain_docstrings import to_rst  # noqa: E402
+from sphinx.ext import napoleon  # noqa: E402
+from sphinx.util import inspect as sphinx_inspect  # noqa: E402
 from sphinx.util import logging  # noqa: E402
 from sphinx.util.nodes import make_refnode  # noqa: E402
 
@@ -24,7 +27,7 @@ import safe_components  # noqa: E402
 project = "safe_components"
 release = installed_version("safe_components")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build", "_ext"]
 html_theme = "furo"
 html_title = f"{project} {release}"
@@ -34,15 +37,14 @@ html_theme_options = {"navigation_with_keys": True}
 highlight_language = "none"
 myst_heading_anchors = 3
 
-autodoc_default_options = {"members": True, "undoc-members": True, "show-inheritance": True}
+autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
-napoleon_google_docstring = True
-napoleon_numpy_docstring = False
-napoleon_use_ivar = True
+autodoc_type_aliases = {"ArrayLike": "ArrayLike"}
+GOOGLE_STYLE = napoleon.Config(napoleon_use_ivar=True)
 
 # Every reference must lead somewhere, but for other libraries' types, which have no page here, and links to
 # directories of the repository (that these exist is tested with the pages).
@@ -74,14 +76,31 @@ DESCRIBED_FIELDS = {
 
 def convert_docstring(app: Any, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
     """From the docstrings' plain text to reStructuredText, in place; constants after their module's."""
-    if lines[:1] and lines[0].startswith("Alias for field number"):
-        lines.clear()
     lines[:] = to_rst(lines, {written: full for written, full in FULL_NAME.items() if full != name}.get)
+    if what not in ("attribute", "data", "property"):  # a colon in these does not end a type
+        lines[:] = napoleon.GoogleDocstring(lines, GOOGLE_STYLE, app, what, name, obj, options).lines()
     if what == "module":
         for constant, value in ROOMS.get(name, {}).items():
             if not (inspect.isclass(value) or callable(value)) or get_args(value):
                 choices = " | ".join(map(repr, get_args(value)))
                 lines += ["", f".. py:data:: {constant}", f"   :value: {choices or repr(value)}", ""]
+
+
+def real_signature(
+    app: Any, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None] | None:
+    """That of ``__init__`` where a metaclass hides it, and nothing where it is only inherited."""
+    if what != "class" or signature is None:
+        return None
+    if "<factory>" in signature:  # not Python, so Sphinx leaves module names and their marks in it
+        return re.sub(r"~(\w+\.)*", "", signature.replace("<factory>", "...")), returns
+    if not signature.startswith("(*args"):
+        return None
+    if not obj.__init__.__module__.startswith("safe_components"):
+        return "()", returns
+    own = sphinx_inspect.signature(obj.__init__, bound_method=True, type_aliases=autodoc_type_aliases)
+    own = own.replace(return_annotation=inspect.Signature.empty)
+    return sphinx_inspect.stringify_signature(own, unqualified_typehints=True), returns
 
 
 def skip_described(app: Any, what: str, name: str, obj: object, skip: bool, options: Any) -> bool | None:
@@ -121,7 +140,8 @@ def require_every_public_name(app: Any, env: Any) -> None:
 def setup(app: Any) -> None:
     """Connect the functions above."""
     app.connect("source-read", complete_contents)
-    app.connect("autodoc-process-docstring", convert_docstring, priority=400)
+    app.connect("autodoc-process-docstring", convert_docstring)
+    app.connect("autodoc-process-signature", real_signature)
     app.connect("autodoc-skip-member", skip_described)
     app.connect("missing-reference", resolve)
     app.connect("env-check-consistency", require_every_public_name)

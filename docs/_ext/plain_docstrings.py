@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 SECTION = re.compile(r"(Args|Attributes|Example|Examples|Keyword Args|Note|Raises|Returns|Yields):$")
 CODE = re.compile(r"(?<!`)(`{1,2})([^`]+)\1(?!`)")
+EMPHASIS = re.compile(r"(?<!\w)(\*{1,2})(?=[^\s*])[^*]*[^\s*]\1(?!\w)")
 ROLE = re.compile(r":[a-z]+(?::[a-z]+)?:$")
 
 
@@ -21,7 +22,8 @@ def to_rst(lines: Sequence[str], target: Callable[[str], str | None] = lambda na
     * a block indented by two or more after a blank line, outside sections and lists: a literal block;
     * a Markdown table: a list table whose first row is the header, unless that is empty;
     * `` `code` `` and ``` ``code`` ```: a link where ``target`` knows the name, else a literal;
-    * ``*``, ``|`` and a trailing ``_`` elsewhere: escaped, they are mathematics and not markup.
+    * ``*``, ``|`` and a trailing ``_`` elsewhere: escaped, they are mathematics and not markup, but for
+      ``*stressed*`` and ``**strongly stressed**`` words.
 
     Args:
         lines: the docstring.
@@ -42,7 +44,8 @@ def to_rst(lines: Sequence[str], target: Callable[[str], str | None] = lambda na
             out.append(line)
         elif indent == 0 and SECTION.match(text):
             in_section = True
-            out.append(line)
+            # Signatures hold the types: no word before a colon is one.
+            out.append(":returns:" if text == "Returns:" else line)
         elif text.startswith("|") and text.endswith("|"):
             end = index
             while end < len(lines) and lines[end].strip().startswith("|"):
@@ -94,7 +97,12 @@ def _inline(line: str, target: Callable[[str], str | None]) -> str:
 
 
 def _escape(text: str) -> str:
+    """``*``, ``|`` and a trailing ``_`` escaped, but for ``*`` that stress words or open a list item."""
     lead = re.match(r"\s*(?:\* )?", text)
-    start = lead.end() if lead else 0
-    escaped = re.sub(r"(?<!\\)([|*])", r"\\\1", text[start:])
-    return text[:start] + re.sub(r"(?<=\w)_(?!\w)", r"\\_", escaped)
+    out, position = lead[0] if lead else "", lead.end() if lead else 0
+    for stressed in [*EMPHASIS.finditer(text, position), None]:
+        plain = text[position : stressed.start() if stressed else len(text)]
+        out += re.sub(r"(?<=\w)_(?!\w)", r"\\_", re.sub(r"(?<!\\)([|*])", r"\\\1", plain))
+        if stressed:
+            out, position = out + stressed[0], stressed.end()
+    return out
