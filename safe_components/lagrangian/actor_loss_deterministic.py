@@ -105,7 +105,7 @@ class DeterministicLagLoss(LagrangianActorLoss):
         """Entries returned."""
         return ["loss_actor", "q_reward", "q_cost", "lam", "lam_effective"]
 
-    @dispatch
+    @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Compute the loss of a batch; see the class for the entries returned."""
         with self.policy_params.to_module(self.policy, preserve_module_state=False):

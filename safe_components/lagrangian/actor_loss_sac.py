@@ -152,7 +152,7 @@ class SACLagLoss(LagrangianActorLoss):
         own = ["loss_actor", "loss_alpha", "alpha", "entropy"]
         return [*own, "q_reward", "q_cost", "lam", "lam_effective"]
 
-    @dispatch
+    @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Compute the losses of a batch; see the class for the entries returned."""
         with self.policy_params.to_module(self.policy, preserve_module_state=False):
