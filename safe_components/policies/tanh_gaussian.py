@@ -36,7 +36,8 @@ def tanh_gaussian_policy(
     ``u`` and not the action, and the distribution ``TanhNormal``. Actions never leave the bounds;
     log-probabilities are those of ``a``, with the bounds' part in them. The initial policy is nearly the same
     in every state: ``loc = 0``, ``scale = init_std``. Of TorchRL's exploration modes ``RANDOM`` (the
-    default) draws; the others return ``c + h tanh(loc)``.
+    default) draws, ``DETERMINISTIC`` returns ``c + h tanh(loc)`` and ``MEAN`` an average of draws; a mode
+    and a median ``TanhNormal`` does not offer.
 
     Args:
         observation_dim: ``o``.

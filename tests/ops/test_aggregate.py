@@ -14,6 +14,7 @@ def test_equals_numpy(dtype):
         "mean": n.mean(0),
         "max": n.max(0),
         "conservative": n.mean(0) + 0.7 * n.std(0),
+        "first": n[0],
     }
     for how, value in expected.items():
         result = aggregate(q, how, std_coef=0.7)
@@ -23,7 +24,7 @@ def test_equals_numpy(dtype):
 
 def test_one_member_is_itself_with_a_gradient():
     q = torch.tensor([[1.0, 2.0]], requires_grad=True)
-    for how in ("min", "mean", "max", "conservative"):
+    for how in ("min", "mean", "max", "conservative", "first"):
         (gradient,) = torch.autograd.grad(aggregate(q, how).sum(), q)
         assert gradient.tolist() == [[1.0, 1.0]]
 
