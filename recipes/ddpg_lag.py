@@ -72,8 +72,11 @@ def main(config: Config) -> None:
         out["loss_actor"].backward()
         policy_optim.step()
         target_actor.step()
-        names = {"lam": "lambda", "q_reward": "actor_q_reward", "q_cost": "actor_q_cost"}
-        return {"loss_actor": out["loss_actor"], **{ours: out[name] for name, ours in names.items()}}
+        return {
+            "loss_actor": out["loss_actor"],
+            "actor_q_reward": out["q_reward"],
+            "actor_q_cost": out["q_cost"],
+        }
 
     train_lagrangian(
         config,

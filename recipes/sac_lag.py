@@ -108,7 +108,6 @@ def main(config: Config) -> None:
         (out["loss_actor"] + out["loss_alpha"]).backward()
         policy_optim.step()
         return {
-            "lambda": out["lam"],
             "lambda_effective": out["lam_effective"],
             "actor_q_reward": out["q_reward"],
             "actor_q_cost": out["q_cost"],

@@ -90,7 +90,6 @@ def main(config: Config) -> None:
         policy_optim.step()
         target_actor.step()
         return {
-            "lambda": out["lam"],
             "actor_q_reward": out["q_reward"],
             "actor_q_cost": out["q_cost"],
             "loss_actor": out["loss_actor"],

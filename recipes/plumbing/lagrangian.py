@@ -61,6 +61,7 @@ def train_lagrangian(
         batch = buffer.sample()
         values = critics.update(batch)
         run.count_update()
+        values |= {"lambda": multiplier.lam, "lambda_capped": multiplier.clipped}
         return values | improve(batch, run.updates)
 
     def collected(episode_costs: torch.Tensor) -> None:
