@@ -64,6 +64,11 @@ def _spawn(command: Sequence[str], log: str, environment: dict[str, str]) -> sub
         )
 
 
+def _close(process: subprocess.Popen) -> None:
+    if process.stdin is not None:
+        process.stdin.close()
+
+
 def _until_done(command: Sequence[str], log: str, environment: dict[str, str]) -> int:
     """Run a process within a Ray task; cancelling the task asks the process to save and leave."""
     process = _spawn(command, log, environment)
@@ -71,6 +76,7 @@ def _until_done(command: Sequence[str], log: str, environment: dict[str, str]) -
         try:
             while process.poll() is None:
                 time.sleep(0.2)
+            _close(process)
             return process.returncode
         except KeyboardInterrupt:  # what Ray raises in a cancelled task
             process.terminate()
@@ -79,7 +85,12 @@ def _until_done(command: Sequence[str], log: str, environment: dict[str, str]) -
 class _LocalJob:
     def __init__(self, process: subprocess.Popen) -> None:
         self._process = process
-        self.poll = process.poll
+
+    def poll(self) -> int | None:
+        status = self._process.poll()
+        if status is not None:
+            _close(self._process)
+        return status
 
     def stop(self) -> None:
         self._process.terminate()
