@@ -1,6 +1,6 @@
 """PPO with Lagrangian multipliers (Ray et al. 2019; PID: Stooke et al. 2020, arXiv 2007.03964).
 
-    python recipes/ppo_lag.py --env.id SafetyPointGoal1-v0 --cost-limit 25 --seed 1
+    python recipes/ppo_lag.py --env.id SafetyPointGoal1-v0 --cost-limit 25 --total-frames 2000000
     python recipes/ppo_lag.py --multiplier gradient
     python recipes/ppo_lag.py --resume runs/ppo_lag-...       # go on from the last checkpoint
 
@@ -15,13 +15,13 @@ forgotten. Every metric is defined in docs/metrics.md.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch.distributions import kl_divergence
-from torch.nn.functional import mse_loss
 from torchrl.modules import MLP, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
@@ -39,6 +39,22 @@ from safe_components.training import (
     workers_ignore_interrupt,
 )
 
+# What the cost's advantage estimation writes and reads under names of its own.
+COST_KEYS = ("value", "advantage", "value_target", "done", "terminated")
+# What an update reads, besides the log-probabilities.
+LEARNT_FROM = (keys.OBSERVATION, keys.ACTION, "advantage", "value_target", "cost_value_target")
+RANGES = (
+    ("gamma", 0, 1),
+    ("gae_lambda", 0, 1),
+    ("frames_per_batch", 1, math.inf),
+    ("epochs", 1, math.inf),
+    ("batch_size", 1, math.inf),
+    ("clip", 0, math.inf),
+    ("kl_stop", 0, math.inf),
+    ("entropy_coef", 0, math.inf),
+    ("max_grad_norm", 0, math.inf),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Config(LagrangianConfig):
@@ -52,8 +68,8 @@ class Config(LagrangianConfig):
     """discount of reward and cost"""
     gae_lambda: float = 0.95
     """of both advantage estimates: 0 trusts the value network, 1 the sampled returns"""
-    frames_per_batch: int = 4_000
-    """frames collected with one policy; those of a few whole episodes, or the multiplier waits"""
+    frames_per_batch: int = 5_000
+    """frames collected with one policy; best whole episodes of every environment"""
     epochs: int = 10
     """passes over them"""
     batch_size: int = 250
@@ -88,29 +104,52 @@ def make_value(config: Config, task: Task, outputs: int, out_key: str) -> Tensor
     return ValueOperator(network, in_keys=[keys.OBSERVATION], out_keys=[out_key]).to(task.device)
 
 
+@torch.no_grad()
+def add_advantage(steps: TensorDictBase, reward_gae: GAE, cost_gae: GAE, lam: torch.Tensor) -> TensorDictBase:
+    """``advantage = (A_r - lam^T A_c) / (1 + sum lam)``, and the value networks' targets.
+
+    Both estimates bootstrap through truncation, never through termination.
+
+    Args:
+        steps: ``[..., T]``, consecutive in the last dimension; changed in place.
+        reward_gae: reads the reward, writes ``advantage`` and ``value_target``.
+        cost_gae: reads the costs ``[..., T, m]``, its own keys being the ``COST_KEYS`` after ``cost_``.
+        lam: multipliers ``[m]``.
+
+    Returns:
+        ``steps``.
+    """
+    cost = steps[keys.COST]
+    for name in ("done", "terminated"):  # GAE wants one flag per cost
+        steps["next", f"cost_{name}"] = steps["next", name].expand_as(cost)
+    cost_gae(reward_gae(steps))
+    lam = lam.to(cost)
+    penalty = (steps["cost_advantage"] * lam).sum(-1, keepdim=True)
+    steps["advantage"] = (steps["advantage"] - penalty) / (1 + lam.sum())
+    return steps
+
+
+def standardise(advantage: torch.Tensor) -> torch.Tensor:
+    """``(A - mean A) / std A`` over ``[N, 1]``; 0 where all are equal."""
+    centred = advantage - advantage.mean()
+    return centred / centred.square().mean().sqrt().clamp_min(torch.finfo(centred.dtype).tiny)
+
+
 def main(config: Config) -> None:
     """Train."""
-    for name in ("epochs", "batch_size", "frames_per_batch"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} is {getattr(config, name)}, must be at least 1")
+    for name, low, high in RANGES:
+        if not low <= getattr(config, name) <= high:
+            raise ValueError(f"{name} is {getattr(config, name)}, must lie in [{low}, {high}]")
     task = Task(config)
     policy = make_policy(config, task)
     reward_value = make_value(config, task, 1, "state_value")
     cost_value = make_value(config, task, task.num_costs, "cost_value")
     multiplier = make_multiplier(config)
 
-    # Both bootstrap through truncation, never through termination.
     discounts = {"gamma": config.gamma, "lmbda": config.gae_lambda, "device": task.device}
     reward_gae = GAE(value_network=reward_value, **discounts)
     cost_gae = GAE(value_network=cost_value, **discounts)
-    cost_gae.set_keys(
-        reward="cost",
-        value="cost_value",
-        advantage="cost_advantage",
-        value_target="cost_value_target",
-        done="cost_done",
-        terminated="cost_terminated",
-    )
+    cost_gae.set_keys(**{name: f"cost_{name}" for name in COST_KEYS}, reward="cost")
     ppo = ClipPPOLoss(
         policy,
         reward_value,
@@ -119,29 +158,16 @@ def main(config: Config) -> None:
         entropy_coeff=config.entropy_coef,
         critic_coeff=1.0,
         loss_critic_type="l2",
-        normalize_advantage=True,
     )
     policy_optim = torch.optim.Adam(policy.parameters(), lr=config.policy_lr)
     value_parameters = [*reward_value.parameters(), *cost_value.parameters()]
     value_optim = torch.optim.Adam(value_parameters, lr=config.value_lr)
 
-    @torch.no_grad()
-    def estimate(steps: TensorDictBase) -> TensorDictBase:
-        """Collected steps ``[..., T]`` with advantages, value targets and log-probabilities, as ``[N]``."""
-        cost = steps[keys.COST]
-        for name in ("done", "terminated"):  # one flag per cost, as GAE compares shapes
-            steps["next", f"cost_{name}"] = steps["next", name].expand_as(cost)
-        cost_gae(reward_gae(steps))
-        lam = multiplier().to(cost)
-        penalty = (steps["cost_advantage"] * lam).sum(-1, keepdim=True)
-        steps["advantage"] = (steps["advantage"] - penalty) / (1 + lam.sum())
-        steps[ppo.tensor_keys.sample_log_prob] = policy.get_dist(steps).log_prob(steps[keys.ACTION])
-        return steps.exclude("next").reshape(-1)
-
     def update(batch: TensorDictBase) -> dict[str, torch.Tensor]:
         """One step of the policy and the value networks."""
         out = ppo(batch)
-        loss_cost = mse_loss(cost_value(batch)["cost_value"], batch["cost_value_target"])
+        error = cost_value(batch)["cost_value"] - batch["cost_value_target"]
+        loss_cost = error.square().mean(0).sum()
         loss = out["loss_objective"] + out["loss_entropy"] + out["loss_critic"] + loss_cost
         policy_optim.zero_grad()
         value_optim.zero_grad()
@@ -192,9 +218,13 @@ def main(config: Config) -> None:
             if len(costs):
                 multiplier.update(costs.mean(0))
 
-            steps = estimate(collected.to(task.device))
+            steps = add_advantage(collected.to(task.device), reward_gae, cost_gae, multiplier())
+            steps = steps.select(*LEARNT_FROM).reshape(-1)
             with torch.no_grad():
                 before = policy.get_dist(steps)
+            steps[ppo.tensor_keys.sample_log_prob] = before.log_prob(steps[keys.ACTION])
+            # In standard deviations, so that step sizes do not depend on the scale of the reward.
+            steps["advantage"] = standardise(steps["advantage"])
             for _ in range(config.epochs):
                 shuffled = steps[torch.randperm(len(steps), device=task.device)]
                 for batch in shuffled.split(config.batch_size):
@@ -203,7 +233,7 @@ def main(config: Config) -> None:
                     kl = kl_divergence(before, policy.get_dist(steps)).mean()
                 if kl > config.kl_stop:
                     break
-            averages.add({"lambda": multiplier(), "kl": kl})
+            averages.add({"lambda": multiplier(), "lambda_capped": multiplier.clipped, "kl": kl})
             collector.update_policy_weights_()
             report(run, since, averages, episodes, policy, eval_env, shown=("lambda", "kl"))
             if run.finished:

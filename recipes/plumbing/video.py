@@ -116,7 +116,7 @@ def _picture(env: EnvBase, past: list[TensorDictBase]) -> Image.Image:
     picture = env.render()
     if not isinstance(picture, np.ndarray) or picture.ndim != 3 or picture.dtype != np.uint8:
         raise TypeError(f"render() gave {type(picture).__name__}, not a picture [height, width, 3]")
-    return Image.fromarray(picture)
+    return Image.fromarray(picture).convert("RGB")
 
 
 def _draw_point_circle(env: PointCircle, trail: list[tuple[float, float]]) -> Image.Image:
