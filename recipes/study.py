@@ -96,9 +96,9 @@ def main(config: Config, arguments: Sequence[str]) -> None:
         return
     if not config.variants:
         raise ValueError("name the variants to compare, for example --variants cvpo no-kl; --list shows all")
-    for name, value in (("seeds", config.seeds), ("jobs", 1 if config.jobs is None else config.jobs)):
-        if value < 1:
-            raise ValueError(f"{name} is {value}, must be at least 1")
+    for name, count in (("seeds", config.seeds), ("jobs", config.jobs)):
+        if count is not None and count < 1:
+            raise ValueError(f"{name} is {count}, must be at least 1")
     extra = {}
     for setting in config.settings:
         name, equals, value = setting.partition("=")

@@ -170,18 +170,17 @@ def plan(
             if option in _OF_THE_STUDY:
                 raise ValueError(f"{who}: {option} is the same for the whole study: give --{option}")
         base = _parse(config_type, _flags({**common, **extra}, known, who), who)
-        options = _options(choice, {**common, **extra}, base)
-        parsed.append((choice, place, config_type, _flags(options, known, who), who))
+        flags = _flags(_options(choice, {**common, **extra}, base), known, who)
+        parsed.append((choice, place, _parse(config_type, flags, who), flags))
     members = []
     for seed in seeds:
-        for choice, place, config_type, flags, who in parsed:
-            own = (*flags, "--seed", str(seed), "--no-progress")
+        for choice, place, config, flags in parsed:
             members.append(
                 Member(
                     choice.label,
                     RECIPES / f"{choice.variant.recipe}.py",
-                    _parse(config_type, own, who),
-                    own,
+                    dataclasses.replace(config, seed=seed, progress=False),
+                    (*flags, "--seed", str(seed), "--no-progress"),
                     directory.absolute() / place / f"seed-{seed}",
                 )
             )

@@ -190,7 +190,7 @@ class RayPool:
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         import ray  # optional, and slow to load: only where it is asked for
 
-        common = {"log_to_driver": False, "logging_level": "ERROR"}
+        common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if address == "local":
             slots = slots or 1
             ray.init(

@@ -65,7 +65,7 @@ def run_members(members: Sequence[Member], pool: Pool, progress: bool = True) ->
         progress: show a bar over the frames of all members.
     """
     outcome, running = Outcome(), dict[int, tuple[Member, Job]]()
-    waiting = []
+    waiting: list[Member] = []
     for member in members:
         done = finished(member.directory, member.config.total_frames)
         (outcome.skipped if done else waiting).append(member)
