@@ -162,7 +162,8 @@ def main(config: Config) -> None:
         [
             {"params": list(mstep.policy_params.values(True, True)), "lr": config.policy_lr},
             {"params": list(mstep.trust_region.parameters()), "lr": config.alpha_lr},
-        ]
+        ],
+        fused=True,
     )
     # The limit holds on average over the E-step's states: which these are matters (docs/cost_budget.md).
     buffer, recent = make_buffer(config), make_buffer(config, config.estep_window)

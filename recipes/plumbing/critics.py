@@ -76,7 +76,7 @@ class ConstrainedCritics:
         losses = (self.reward_td, self.cost_td)
         self._targets = [SoftUpdate(loss, eps=config.critic_polyak) for loss in losses]
         parameters = [parameter for loss in losses for parameter in loss.parameters()]
-        self._optim = torch.optim.Adam(parameters, lr=config.critic_lr)
+        self._optim = torch.optim.Adam(parameters, lr=config.critic_lr, fused=True)
         self.components: Mapping[str, Any] = {
             "reward_td": self.reward_td,
             "cost_td": self.cost_td,

@@ -3,10 +3,10 @@
 from safe_components.mstep.loss import Likelihood, MStepLoss
 from safe_components.mstep.moments import (
     WhitenedMoments,
-    decoupled_log_likelihood,
     joint_log_likelihood,
     whitened_moments,
 )
+from safe_components.mstep.objective import DecoupledTerms, OldPolicy, decoupled_terms
 from safe_components.mstep.trust_region import (
     HardTrustRegion,
     NoTrustRegion,
@@ -15,14 +15,16 @@ from safe_components.mstep.trust_region import (
 )
 
 __all__ = [
+    "DecoupledTerms",
     "HardTrustRegion",
     "Likelihood",
     "MStepLoss",
     "NoTrustRegion",
+    "OldPolicy",
     "SoftTrustRegion",
     "TrustRegionTerms",
     "WhitenedMoments",
-    "decoupled_log_likelihood",
+    "decoupled_terms",
     "joint_log_likelihood",
     "whitened_moments",
 ]

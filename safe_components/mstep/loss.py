@@ -15,7 +15,8 @@ from torchrl.modules import ProbabilisticActor
 from torchrl.objectives.common import LossModule
 
 from safe_components import keys
-from safe_components.mstep.moments import decoupled_log_likelihood, joint_log_likelihood, whitened_moments
+from safe_components.mstep.moments import joint_log_likelihood
+from safe_components.mstep.objective import OldPolicy, decoupled_terms, log_diag
 from safe_components.mstep.trust_region import TrustRegionTerms
 
 Likelihood = Literal["decoupled", "joint"]
@@ -43,8 +44,9 @@ class MStepLoss(LossModule):
     come with the Gaussian they were drawn from (``("particles", "loc")``, ``("particles", "scale_tril")``)
     that one is the old policy of these states and no second forward pass is made.
 
-    Particles enter through their first two moments, computed once a call and without gradient; the rest
-    is two triangular solves of ``[B, a, a]``. No determinant and no inverse is formed.
+    Particles enter through their first two moments, computed once per set of particles (the steps that
+    follow on the same tensors use them again) and without gradient; the rest is two triangular solves of
+    ``[B, a, a]`` and two more for the gradient. No determinant and no inverse is formed.
 
     Reads ``observation`` (what the policy reads), ``("particles", "action") [B, K, a]``,
     ``("particles", "weight") [B, K]``; renamed with ``set_keys``. Returns scalars, all but the losses
@@ -133,6 +135,7 @@ class MStepLoss(LossModule):
         self.convert_to_functional(policy, "policy", create_target_params=True)
         self.trust_region = trust_region
         self._single_network = _is_single_network(policy)
+        self._last: tuple[list[tuple[Tensor, int]], OldPolicy] | None = None
 
     @property
     def in_keys(self) -> list[NestedKey]:
@@ -165,28 +168,17 @@ class MStepLoss(LossModule):
         """Compute the losses of a batch; see the class for the entries read and returned."""
         loc, scale_tril = self._gaussian(self.policy_params, tensordict)
         with torch.no_grad():
-            loc_old, scale_tril_old = self._old_gaussian(tensordict)
-            action = tensordict[self.tensor_keys.particle_action]
-            weight = tensordict[self.tensor_keys.particle_weight]
-            self._check(action, weight, loc, loc_old, scale_tril_old)
-            moments = whitened_moments(loc_old, scale_tril_old, action, weight)
-            log_diag_old = _log_diag(scale_tril_old)
-
-        shift = _solve(scale_tril_old, (loc - loc_old).unsqueeze(-1)).squeeze(-1)
-        ratio = _solve(scale_tril, scale_tril_old)
-        log_diag = _log_diag(scale_tril)
-        kl_mean = 0.5 * shift.square().sum(-1).mean()
-        size = loc.shape[-1]
-        kl_cov = (log_diag - log_diag_old + 0.5 * (ratio.square().sum((-2, -1)) - size)).mean()
-
-        decoupled = decoupled_log_likelihood(moments, shift, ratio, log_diag_old, log_diag)
-        fit_mean, fit_cov = decoupled[0].mean(), decoupled[1].mean()
+            old = self._old_policy(tensordict, loc)
+        fit_mean, fit_cov, kl_mean, kl_cov = decoupled_terms(old, loc, scale_tril)
         if self.likelihood == "decoupled":
             fit = fit_mean + fit_cov
         else:
-            fit = joint_log_likelihood(moments, shift, ratio, log_diag).mean()
+            shift = _solve(old.scale_tril, (loc - old.loc).unsqueeze(-1)).squeeze(-1)
+            ratio = _solve(scale_tril, old.scale_tril)
+            fit = joint_log_likelihood(old.moments, shift, ratio, log_diag(scale_tril)).mean()
         terms: TrustRegionTerms = self.trust_region(kl_mean, kl_cov)
-        entropy = log_diag.detach().mean() + 0.5 * size * (1.0 + math.log(2.0 * math.pi))
+        size = loc.shape[-1]
+        entropy = log_diag(scale_tril.detach()).mean() + 0.5 * size * (1.0 + math.log(2.0 * math.pi))
         return TensorDict(
             {
                 "loss_policy": terms.penalty - fit,
@@ -223,12 +215,27 @@ class MStepLoss(LossModule):
             raise KeyError(f"the policy must write {names.loc!r} and {names.scale_tril!r} (see set_keys)")
         return loc, scale_tril
 
-    def _old_gaussian(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
-        loc = tensordict.get(self.tensor_keys.particle_loc, None)
-        scale_tril = tensordict.get(self.tensor_keys.particle_scale_tril, None)
-        if loc is None or scale_tril is None:
-            return self._gaussian(self.target_policy_params, tensordict)
-        return loc.detach(), scale_tril.detach()
+    def _old_policy(self, tensordict: TensorDictBase, loc: Tensor) -> OldPolicy:
+        """The old policy and the particles' moments; kept while the batch's tensors are the same."""
+        names = self.tensor_keys
+        old_loc, old_tril = (
+            tensordict.get(names.particle_loc, None),
+            tensordict.get(names.particle_scale_tril, None),
+        )
+        if old_loc is None or old_tril is None:
+            old_loc, old_tril = self._gaussian(self.target_policy_params, tensordict)
+        tensors = old_loc, old_tril, tensordict[names.particle_action], tensordict[names.particle_weight]
+        # Changes in place count: every one of them raises a tensor's version.
+        stamp = [(tensor, tensor._version) for tensor in tensors]
+        if self._last is not None and all(
+            new is seen and version == then
+            for (new, version), (seen, then) in zip(stamp, self._last[0], strict=True)
+        ):
+            return self._last[1]
+        self._check(*tensors[2:], loc, *tensors[:2])
+        old = OldPolicy.of(*(tensor.detach() for tensor in tensors))
+        self._last = (stamp, old)
+        return old
 
     def _check(
         self, action: Tensor, weight: Tensor, loc: Tensor, loc_old: Tensor, scale_tril_old: Tensor
@@ -269,8 +276,3 @@ def _is_single_network(policy: ProbabilisticTensorDictSequential) -> bool:
 
 def _solve(lower: Tensor, right: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(lower, right, upper=False)
-
-
-def _log_diag(scale_tril: Tensor) -> Tensor:
-    """``Σ_i log L_ii``, half the log-determinant of the covariance."""
-    return scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)

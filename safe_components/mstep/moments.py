@@ -54,41 +54,19 @@ def whitened_moments(
     return WhitenedMoments(weight.sum(-1), weighted.sum(-2), white.mT @ weighted)
 
 
-def decoupled_log_likelihood(
-    moments: WhitenedMoments, shift: Tensor, ratio: Tensor, log_diag_old: Tensor, log_diag: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Weighted log-likelihoods with one of mean and covariance old.
-
-        mean term:        Σ_k q_k log N(a_k; μ, Σ_old) = -½ [tr S - 2 eᵀδ + w δᵀδ] - w c(L_old)
-        covariance term:  Σ_k q_k log N(a_k; μ_old, Σ) = -½ tr(M S Mᵀ)             - w c(L)
-
-    with the moments ``w, e, S``, ``δ = L_old^-1 (μ - μ_old)``, ``M = L^-1 L_old`` and
-    ``c(L) = Σ_i log L_ii + ½ a log 2π``.
-
-    Args:
-        moments: of the particles about the old Gaussian.
-        shift: ``δ [..., a]``.
-        ratio: ``M [..., a, a]``.
-        log_diag_old: ``Σ_i log (L_old)_ii [...]``.
-        log_diag: ``Σ_i log L_ii [...]``.
-
-    Returns:
-        ``(mean term, covariance term)``, each ``[...]``, in nats.
-    """
-    constant = 0.5 * shift.shape[-1] * math.log(2 * math.pi)
-    spread = moments.second.diagonal(dim1=-2, dim2=-1).sum(-1)
-    cross = (moments.first * shift).sum(-1)
-    distance = spread - 2 * cross + moments.total * shift.square().sum(-1)
-    mean_term = -0.5 * distance - moments.total * (log_diag_old + constant)
-    return mean_term, _covariance_term(moments.second, ratio) - moments.total * (log_diag + constant)
-
-
 def joint_log_likelihood(moments: WhitenedMoments, shift: Tensor, ratio: Tensor, log_diag: Tensor) -> Tensor:
     """Weighted log-likelihood under the new mean and covariance together.
 
         Σ_k q_k log N(a_k; μ, Σ) = -½ tr(M S_δ Mᵀ) - w c(L),    S_δ = S - e δᵀ - δ eᵀ + w δ δᵀ
 
-    Arguments as in `decoupled_log_likelihood`. Returns ``[...]``, in nats.
+    Args:
+        moments: of the particles about the old Gaussian.
+        shift: ``δ = L_old^-1 (μ - μ_old) [..., a]``.
+        ratio: ``M = L^-1 L_old [..., a, a]``.
+        log_diag: ``Σ_i log L_ii [...]``; ``c(L)`` is this and ``½ a log 2π``.
+
+    Returns:
+        ``[...]``, in nats.
     """
     constant = 0.5 * shift.shape[-1] * math.log(2 * math.pi)
     cross = moments.first.unsqueeze(-1) * shift.unsqueeze(-2)

@@ -12,7 +12,15 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from torchrl.modules import ProbabilisticActor
 from torchrl.objectives import HardUpdate, SoftUpdate
 
-from safe_components.mstep import HardTrustRegion, MStepLoss, NoTrustRegion, SoftTrustRegion, whitened_moments
+from safe_components.mstep import (
+    HardTrustRegion,
+    MStepLoss,
+    NoTrustRegion,
+    OldPolicy,
+    SoftTrustRegion,
+    decoupled_terms,
+    whitened_moments,
+)
 from safe_components.ops import gaussian_kl
 from safe_components.policies import gaussian_policy
 
@@ -426,3 +434,48 @@ def test_unchecked_weights_still_equal_the_direct_sum():
     out = loss(batch)
     torch.testing.assert_close(out["log_likelihood_mean"], expected, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(out["log_likelihood_cov"], expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("wanted", [*torch.eye(4).tolist(), [0.3, -0.7, 2.0, 1.1]])
+def test_written_out_gradient_of_each_term(wanted, device):
+    generator = torch.Generator().manual_seed(0)
+    batch, size, count = (3, 2), 3, 5
+
+    def random(*shape):
+        return torch.randn(*batch, *shape, generator=generator, dtype=DOUBLE).to(device)
+
+    def tril():
+        return random(size, size).tril(-1) + torch.diag_embed(random(size).exp())
+
+    old = OldPolicy.of(random(size), tril(), random(count, size), random(count).softmax(-1))
+    loc, factor = random(size).requires_grad_(), tril().requires_grad_()
+
+    def weighted(mean, cholesky):
+        terms = decoupled_terms(old, mean, cholesky.tril())
+        return sum(weight * term for weight, term in zip(wanted, terms, strict=True))
+
+    assert torch.autograd.gradcheck(weighted, (loc, factor), eps=1e-6, atol=1e-7)
+
+
+def test_moments_are_kept_only_while_the_particles_stay_the_same():
+    policy, batch = problem()
+    reference = policy.get_dist(batch)
+    batch["particles", "loc"] = reference.loc.detach()
+    batch["particles", "scale_tril"] = reference.scale_tril.detach()
+    kept, _ = attached(policy, NoTrustRegion())
+
+    def both():
+        """Of the loss that has seen the batch before, and of one that has not."""
+        fresh, _ = attached(policy, NoTrustRegion())
+        return kept(batch)["loss_policy"].item(), fresh(batch)["loss_policy"].item()
+
+    seen = [both(), both()]
+    batch["particles", "action"].mul_(0.5)  # in place
+    seen.append(both())
+    batch["particles", "weight"] = batch["particles", "weight"].flip(-1)  # replaced
+    seen.append(both())
+    batch["particles", "loc"].add_(0.1)
+    seen.append(both())
+    assert all(old == new for old, new in seen)
+    assert len(set(seen)) == 4
