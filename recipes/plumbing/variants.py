@@ -64,6 +64,9 @@ VARIANTS: Mapping[str, Variant] = {
     "pid": Variant(
         "cvpo", "λ under PID control of the episodes' cost, not solved for", {"multiplier": "pid"}
     ),
+    "polyak": Variant(
+        "cvpo", "reference policy that follows a little with each update", {"reference": "polyak"}
+    ),
     "copy": Variant("cvpo", "reference policy copied after each batch of frames", {"reference": "copy"}),
     "online-critics": Variant(
         "cvpo", "particles scored by the critics, not their targets", {"estep-critics": "online"}

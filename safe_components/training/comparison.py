@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 from scipy import stats
 
 __all__ = ["over_seeds", "plot_comparison"]
@@ -92,6 +93,7 @@ def plot_comparison(
             panel.plot(frames, mean, color=color, linestyle=style, linewidth=1.8, label=text)
             panel.fill_between(frames, low, high, color=color, alpha=0.13, linewidth=0)
         panel.set_xlabel("environment frames")
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
         panel.set_ylabel(name.replace("_", " "))
         panel.grid(alpha=0.3)
     handles, labels = panels[0].get_legend_handles_labels()
