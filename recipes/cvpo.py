@@ -166,17 +166,19 @@ def main(config: Config) -> None:
         fused=True,
     )
     # The limit holds on average over the E-step's states: which these are matters (docs/cost_budget.md).
-    buffer, recent = make_buffer(config), make_buffer(config, config.estep_window)
+    buffer = make_buffer(config)
+    recent = buffer if config.estep_window >= config.buffer_size else make_buffer(config, config.estep_window)
     n_step = n_step_transform(config.n_step, config.gamma)
 
     def store(steps: TensorDictBase) -> None:
         buffer.extend(n_step.inv(steps).reshape(-1))
-        recent.extend(steps.select(keys.OBSERVATION).reshape(-1))
+        if recent is not buffer:
+            recent.extend(steps.select(keys.OBSERVATION).reshape(-1))
 
     def update() -> dict[str, torch.Tensor]:
         """One step of the critics, one E-step and its M-step."""
         values = critics.update(buffer.sample())
-        batch = recent.sample()
+        batch = recent.sample().select(keys.OBSERVATION)
         particles(batch)
         require_finite(batch.select(keys.PARTICLE_Q_REWARD, keys.PARTICLE_Q_COST), run.updates, "update")
         estep(batch)
@@ -223,7 +225,7 @@ def main(config: Config) -> None:
         "multiplier": multiplier,
         "policy_optim": policy_optim,
         "buffer": buffer,
-        "recent": recent,
+        **({} if recent is buffer else {"recent": recent}),
     }
     with Run(config, "cvpo", **critics.components, **components) as run:
         train_off_policy(

@@ -38,6 +38,7 @@ def train(tmp_path, monkeypatch):
             directory = tmp_path / name
             cvpo.launch(cvpo.main, cvpo.Config, [*SMALL, "--run-dir", str(directory), *flags])
         rows = read_metrics(directory / "metrics.csv")
+        assert "eval_reward" not in rows  # --eval-interval 0
         learned = np.isfinite(rows["eta"])
         assert learned.sum() >= 1
         assert all(np.isfinite(rows[key][learned]).all() for key in ("episode_reward", "kl_mean", "entropy"))
@@ -179,7 +180,7 @@ def test_estep_critics(train, monkeypatch, critics):
 
     monkeypatch.setattr(cvpo, "ParticleSampler", spy)
     _, parts = train("--estep-critics", critics)
-    batch = seen["module"](parts["recent"].sample())
+    batch = seen["module"](parts["buffer"].sample())
     loss = parts["reward_td"]
     params = loss.critic_params if critics == "online" else loss.target_critic_params
     with torch.no_grad(), params.to_module(seen["reward"], preserve_module_state=False):
