@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +19,10 @@ from torchrl.envs.transforms import ObservationNorm
 from safe_components import keys
 from safe_components.envs import PointCircle, make_env, safety_gymnasium_ids
 from safe_components.training import EnvConfig
+
+imageio_ffmpeg = None
+with contextlib.suppress(ImportError):
+    import imageio_ffmpeg
 
 __all__ = ["record_video"]
 
@@ -148,12 +152,10 @@ def _captioned(picture: Image.Image, text: str) -> Image.Image:
 
 def _write(frames: Iterator[Image.Image], stem: Path) -> Path:
     first = next(frames)
-    if importlib.util.find_spec("imageio_ffmpeg") is None:
+    if imageio_ffmpeg is None:
         path = stem.with_suffix(".gif")
         first.save(path, save_all=True, append_images=frames, duration=_MILLISECONDS, loop=0)
         return path
-    import imageio_ffmpeg  # optional, and looked for above
-
     path = stem.with_suffix(".mp4")
     writer = imageio_ffmpeg.write_frames(str(path), first.size, fps=1000 / _MILLISECONDS)
     writer.send(None)
