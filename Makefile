@@ -1,4 +1,4 @@
-# Targets: make cvpo (install and train), make test, make lint, make docs, make clean.
+# Targets: make cvpo (install and train), make test, make lint, make docs, make bench-learner, make clean.
 PYTHON ?= python3
 VENV ?= .venv
 # Another index for torch, e.g. https://download.pytorch.org/whl/cpu or .../whl/cu130
@@ -6,7 +6,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: install install-dev install-docs cvpo test lint docs clean
+.PHONY: install install-dev install-docs cvpo test lint docs bench-learner bench-peers clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -48,5 +48,19 @@ docs: install-docs
 	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
+# The learner's speed beside FSRL's: docs/performance.md. FSRL imports with older versions only, so it
+# lives apart from everything else.
+bench-learner: install
+	$(BIN)/python benchmarks/learner.py $(ARGS)
+
+bench-peers: .venv-peers/.installed
+
+.venv-peers/.installed: benchmarks/peers/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	@echo "installing torch and FSRL into .venv-peers ..."
+	.venv-peers/bin/python -m pip install --disable-pip-version-check --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
+	.venv-peers/bin/python -m pip install --disable-pip-version-check --quiet --requirement $<
+	touch $@
+
 clean:
-	rm -rf $(VENV) *.egg-info docs/_build
+	rm -rf $(VENV) .venv-peers *.egg-info docs/_build

@@ -1,0 +1,161 @@
+"""The matrix products that one CVPO update cannot do without, counted and timed alone."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+PARTICLES, CRITICS, M_STEP = "particles", "critics", "M-step"
+# Rows of one product and thread: more are taken in blocks of so many, whose results stay in cache. That is what
+# makes narrow products fast, which else wait for memory; it leaves wide ones as they are.
+BLOCK_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What determines the arithmetic of an update."""
+
+    states: int = 300
+    """B, of the batches"""
+    particles: int = 64
+    """K, actions per state"""
+    m_iterations: int = 5
+    """policy steps per update"""
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    """of policy and critics"""
+    observation: int = 60
+    """o"""
+    actions: int = 2
+    """a, of a policy with full covariance"""
+    reward_critics: int = 2
+    """members"""
+    cost_critics: int = 1
+    """members"""
+
+
+@dataclass(frozen=True)
+class Product:
+    """``times`` products ``[rows, inner] x [inner, columns]``, each for ``members`` stacked weights.
+
+    ``kind`` says which operand is stored transposed: none in a forward pass, the left one for the gradient
+    of the weights (``x^T g``), the right one for the gradient of the input (``g W^T``).
+    """
+
+    phase: str
+    rows: int
+    inner: int
+    columns: int
+    members: int = 1
+    times: int = 1
+    kind: Literal["forward", "weight gradient", "input gradient"] = "forward"
+
+    @property
+    def flops(self) -> int:
+        """A multiplication and an addition count as two."""
+        return 2 * self.rows * self.inner * self.columns * self.members * self.times
+
+
+def forward(phase: str, rows: int, sizes: Sequence[int], members: int = 1, times: int = 1) -> list[Product]:
+    """Layers of a multi-layer perceptron on ``rows`` inputs."""
+    return [Product(phase, rows, i, o, members, times) for i, o in itertools.pairwise(sizes)]
+
+
+def backward(phase: str, rows: int, sizes: Sequence[int], members: int = 1, times: int = 1) -> list[Product]:
+    """Gradients of all weights, and of every layer's input but the first's."""
+    products = []
+    for layer, (i, o) in enumerate(itertools.pairwise(sizes)):
+        products.append(Product(phase, i, rows, o, members, times, "weight gradient"))
+        if layer:
+            products.append(Product(phase, rows, o, i, members, times, "input gradient"))
+    return products
+
+
+def update_products(sizes: Sizes) -> list[Product]:
+    """The networks' products of one update, each done once.
+
+    - particles: the reference policy in ``B`` states; every critic on ``B * K`` actions, the state's part of
+      the first layer once per state;
+    - critics: next actions (one pass of the policy for reward and cost), target networks, forward and backward;
+    - M-step: the policy forward and backward, ``m_iterations`` times.
+
+    Left out as under a hundredth of the work: products of ``[a, a]`` matrices per state.
+    """
+    b, k, o, a = sizes.states, sizes.particles, sizes.observation, sizes.actions
+    members = sizes.reward_critics + sizes.cost_critics
+    policy = (o, *sizes.hidden_sizes, 2 * a + a * (a - 1) // 2)
+    critic, later = (o + a, *sizes.hidden_sizes, 1), (*sizes.hidden_sizes, 1)
+    return [
+        *forward(PARTICLES, b, policy),
+        Product(PARTICLES, b, o, sizes.hidden_sizes[0], members),
+        Product(PARTICLES, b * k, a, sizes.hidden_sizes[0], members),
+        *forward(PARTICLES, b * k, later, members),
+        *forward(CRITICS, b, policy),
+        *forward(CRITICS, b, critic, members, times=2),
+        *backward(CRITICS, b, critic, members),
+        *forward(M_STEP, b, policy, times=sizes.m_iterations),
+        *backward(M_STEP, b, policy, times=sizes.m_iterations),
+    ]
+
+
+def flops(products: Sequence[Product], phase: str | None = None) -> int:
+    """Floating-point operations of all products, or of one phase's."""
+    return sum(product.flops for product in products if phase in (None, product.phase))
+
+
+class GemmLimit:
+    """Times the products alone: operands at hand, results into memory that is reused, nothing between them.
+
+    An update cannot be faster than this with the same matrix library, number format and products.
+
+    Args:
+        sizes: of the update.
+        threads: PyTorch runs with.
+        clock: seconds.
+    """
+
+    def __init__(self, sizes: Sizes, threads: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.products = update_products(sizes)
+        self._clock = clock
+        self._calls = [(product, _prepare(product, BLOCK_ROWS * threads)) for product in self.products]
+
+    def run(self) -> dict[str, float]:
+        """Do all products of one update; seconds by phase."""
+        seconds = dict.fromkeys((PARTICLES, CRITICS, M_STEP), 0.0)
+        for product, call in self._calls:
+            start = self._clock()
+            for _ in range(product.times):
+                call()
+            seconds[product.phase] += self._clock() - start
+        return seconds
+
+
+def _prepare(product: Product, block_rows: int) -> Callable[[], object]:
+    members = product.members
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(members, *shape, generator=generator)
+
+    left, right = normal(product.rows, product.inner), normal(product.inner, product.columns)
+    if product.kind == "weight gradient":
+        left = left.mT.contiguous().mT
+    elif product.kind == "input gradient":
+        right = right.mT.contiguous().mT
+    if product.kind == "weight gradient" or product.rows <= block_rows:
+        result = torch.empty(members, product.rows, product.columns)
+        return lambda: torch.bmm(left, right, out=result)
+
+    buffer = torch.empty(block_rows, product.columns)
+
+    def blocks() -> None:
+        for member in range(members):
+            for rows in left[member].split(len(buffer)):
+                torch.mm(rows, right[member], out=buffer[: len(rows)])
+
+    return blocks

@@ -1,0 +1,84 @@
+"""FSRL's update in a process and an environment of its own, asked over pipes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from learner_gemm import Sizes
+
+ROOT = Path(__file__).parents[1]
+SERVER = ROOT / "benchmarks" / "peers" / "fsrl_update.py"
+DEFAULT_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
+INSTALL = "make bench-peers"
+
+
+class FsrlUpdate:
+    """FSRL's CVPO update at given sizes.
+
+    Args:
+        sizes: of networks and batches; one cost critic, one or two reward critics.
+        n_step: of its temporal-difference targets.
+        transitions: in its buffer.
+        python: interpreter that FSRL is installed for.
+
+    Attributes:
+        flops: floating-point operations of one update, counted by PyTorch as it ran.
+        versions: of its packages.
+
+    Raises:
+        FileNotFoundError: if there is no such interpreter; says what makes it.
+        RuntimeError: if the process ends, with what it last printed.
+    """
+
+    def __init__(
+        self, sizes: Sizes, *, n_step: int, transitions: int = 100_000, python: Path = DEFAULT_PYTHON
+    ) -> None:
+        if not python.exists():
+            raise FileNotFoundError(f"{python} does not exist: '{INSTALL}' makes it and installs FSRL there")
+        settings = dataclasses.asdict(sizes) | {"n_step": n_step, "transitions": transitions}
+        self._messages = tempfile.TemporaryFile("w+")
+        self._process = subprocess.Popen(
+            [str(python), str(SERVER), json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._messages,
+            text=True,
+            bufsize=1,
+            # As in this process, so that a request for two threads is not cut to one.
+            env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"},
+        )
+        ready = self._answer()
+        self.flops: int = ready["flops"]
+        self.versions: dict[str, str] = ready["versions"]
+
+    def seconds(self, updates: int, threads: int, clock: str) -> float:
+        """Seconds of so many updates with ``threads`` threads, by its ``"wall"`` or ``"cpu"`` clock."""
+        assert self._process.stdin is not None
+        request = {"updates": updates, "threads": threads, "clock": clock}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        return self._answer()["seconds"]
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        self._process.wait()
+        self._messages.close()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait()
+            self._messages.seek(0)
+            last = "".join(self._messages.readlines()[-5:])
+            raise RuntimeError(
+                f"FSRL's process ended; '{INSTALL}' installs it anew. It last printed:\n{last}"
+            )
+        return json.loads(line)
