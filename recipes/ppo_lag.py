@@ -15,7 +15,6 @@ forgotten. Every metric is defined in docs/metrics.md.
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Literal
 
 import torch
@@ -43,17 +42,7 @@ from safe_components.training import (
 COST_KEYS = ("value", "advantage", "value_target", "done", "terminated")
 # What an update reads, besides the log-probabilities.
 LEARNT_FROM = (keys.OBSERVATION, keys.ACTION, "advantage", "value_target", "cost_value_target")
-RANGES = (
-    ("gamma", 0, 1),
-    ("gae_lambda", 0, 1),
-    ("frames_per_batch", 1, math.inf),
-    ("epochs", 1, math.inf),
-    ("batch_size", 1, math.inf),
-    ("clip", 0, math.inf),
-    ("kl_stop", 0, math.inf),
-    ("entropy_coef", 0, math.inf),
-    ("max_grad_norm", 0, math.inf),
-)
+AT_LEAST = {"frames_per_batch": 1, "epochs": 1, "batch_size": 1, "clip": 0, "kl_stop": 0, "max_grad_norm": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +51,12 @@ class Config(LagrangianConfig):
 
     hidden_sizes: tuple[int, ...] = (128, 128)
     """hidden layers of the policy and of both value networks"""
-    covariance: Literal["full", "diagonal"] = "full"
+    covariance: Literal["full", "diagonal"] = "diagonal"
     """of the Gaussian policy"""
+    pid_kp: float = 0.05
+    """proportional gain of PID control; larger than off-policy, where the multiplier moves more often"""
+    pid_kd: float = 0.1
+    """derivative gain of PID control; likewise"""
     gamma: float = 0.99
     """discount of reward and cost"""
     gae_lambda: float = 0.95
@@ -137,9 +130,12 @@ def standardise(advantage: torch.Tensor) -> torch.Tensor:
 
 def main(config: Config) -> None:
     """Train."""
-    for name, low, high in RANGES:
-        if not low <= getattr(config, name) <= high:
-            raise ValueError(f"{name} is {getattr(config, name)}, must lie in [{low}, {high}]")
+    for name in ("gamma", "gae_lambda"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name} is {getattr(config, name)}, must lie in [0, 1]")
+    for name, least in AT_LEAST.items():
+        if not getattr(config, name) >= least:
+            raise ValueError(f"{name} is {getattr(config, name)}, must be at least {least}")
     task = Task(config)
     policy = make_policy(config, task)
     reward_value = make_value(config, task, 1, "state_value")
