@@ -88,5 +88,6 @@ def main(directory: Path, total_frames: int, recipe: Path, flags: list[str]) -> 
 
 
 if __name__ == "__main__":
+    os.setpgrp()  # a terminal's Ctrl-C reaches this process once, through the study
     _leave_with_parent()
     main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])

@@ -49,17 +49,13 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 def _spawn(command: Sequence[str], log: str, environment: dict[str, str]) -> subprocess.Popen:
-    """Start a process whose standard input ends when this process does, however that happens.
-
-    It has a session of its own, so that a terminal's Ctrl-C reaches it once, through the study.
-    """
+    """Start a process whose standard input ends when this process does, however that happens."""
     with open(log, "ab") as output:
         return subprocess.Popen(
             list(command),
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
             env={**os.environ, **environment},
         )
 

@@ -134,17 +134,20 @@ def write_results(directory: Path) -> Path:
         for seed, run, over in zip(entry["seeds"], runs, done, strict=True):
             values = measure(run, limits) if over else {column.name: math.nan for column in columns}
             measured.append(values)
-            frames = int(run["frames"][-1]) if len(run["frames"]) else 0
-            seeds.append({"variant": label, "seed": seed, "frames": frames, "finished": over, **values})
+            last = int(run["frames"][-1]) if len(run["frames"]) else 0
+            seeds.append({"variant": label, "seed": seed, "frames": last, "finished": over, **values})
         summaries = {c.name: summarise([values[c.name] for values in measured]) for c in columns}
-        row: dict[str, Any] = {"variant": label, "frames": entry["total_frames"], "seeds": len(done)}
+        # A run may collect a little more than asked for, or a lot where its batches are large.
+        reached = [int(run["frames"][-1]) for run, over in zip(runs, done, strict=True) if over]
+        frames = max(reached, default=entry["total_frames"])
+        row: dict[str, Any] = {"variant": label, "frames": frames, "seeds": len(done)}
         row["finished"] = sum(done)
         for name, s in summaries.items():
             row |= {name: s.mean, f"{name}_low": s.low, f"{name}_high": s.high, f"{name}_n": s.count}
         table.append(row)
         count = str(len(done)) if all(done) else f"{sum(done)} of {len(done)}"
         cells = [_cell(column, summaries[column.name], sum(done)) for column in columns]
-        lines.append(f"| {label} | {count} | {entry['total_frames']:,} | " + " | ".join(cells) + " |")
+        lines.append(f"| {label} | {count} | {frames:,} | " + " | ".join(cells) + " |")
     _write_csv(directory / "table.csv", table)
     _write_csv(directory / "seeds.csv", seeds)
     head = ["variant", "seeds", "frames", *(column.heading for column in columns)]

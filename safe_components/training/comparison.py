@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -58,6 +59,10 @@ def over_seeds(runs: Sequence[Metrics], name: str) -> tuple[np.ndarray, np.ndarr
     return grid, mean, low, high
 
 
+def _legend(label: str, seeds: int) -> str:
+    return "\n".join(textwrap.wrap(f"{label} ({seeds} seed{'s' if seeds != 1 else ''})", 36))
+
+
 def plot_comparison(
     variants: Mapping[str, Sequence[Metrics]], limits: Sequence[float], output: Path, title: str = ""
 ) -> None:
@@ -79,9 +84,10 @@ def plot_comparison(
         raise ValueError("there is nothing to draw: no variant has a row of metrics")
     names = ["episode_reward", "episode_cost"] + [f"episode_cost_{i}" for i in range(1, len(limits))]
     # A legend beside the panels stays readable with many variants; it sets the least height.
-    height = max(3.8, 1.0 + 0.23 * (len(variants) + 1))
-    longest = max(len(label) for label in variants)
-    figure = Figure(figsize=(5.0 * len(names) + 0.8 + 0.085 * longest, height), layout="constrained")
+    texts = {label: _legend(label, len(runs)) for label, runs in variants.items()}
+    height = max(3.8, 1.0 + 0.23 * (1 + sum(1 + text.count("\n") for text in texts.values())))
+    longest = max(len(line) for text in texts.values() for line in text.split("\n"))
+    figure = Figure(figsize=(5.0 * len(names) + 0.5 + 0.075 * longest, height), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     for panel, name in zip(panels, names, strict=True):
@@ -89,8 +95,8 @@ def plot_comparison(
             frames, mean, low, high = over_seeds(runs, name)
             color = _COLORS[index % len(_COLORS)]
             style = _STYLES[index // len(_COLORS) % len(_STYLES)]
-            text = f"{label} ({len(runs)} seed{'s' if len(runs) != 1 else ''})"
-            panel.plot(frames, mean, color=color, linestyle=style, linewidth=1.8, label=text)
+            dot = "o" if len(frames) == 1 else None  # one row makes no line
+            panel.plot(frames, mean, color=color, ls=style, lw=1.8, marker=dot, label=texts[label])
             panel.fill_between(frames, low, high, color=color, alpha=0.13, linewidth=0)
         panel.set_xlabel("environment frames")
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -165,7 +165,7 @@ with open(path, "a" if frames else "w") as file:
         file.write(f"{frames},1\\n")
         file.flush()
     if stop and "--deaf" in words:
-        time.sleep(60)
+        time.sleep(600)
     (directory / "checkpoint" / f"checkpoint-{frames}").mkdir(parents=True)
 """
 
@@ -187,7 +187,7 @@ def starts(member):
     return (member.directory / "started").read_text().split()
 
 
-def wait_until(condition, seconds=60):
+def wait_until(condition, seconds=300):
     for _ in range(int(seconds / 0.05)):
         if condition():
             return
@@ -267,7 +267,7 @@ def test_a_second_ctrl_c_does_not_wait(stub):
     began = time.monotonic()
     outcome = interrupt_after_start([stub(0, 10_000, "--nap", "0.02", "--deaf", "")], LocalPool(1), signals=2)
     assert len(outcome.stopped) == 1
-    assert time.monotonic() - began < 50  # it would have slept for 60 s
+    assert time.monotonic() - began < 500  # it would have slept for 600 s
 
 
 def test_a_member_stopped_before_its_first_checkpoint_starts_anew(stub):
@@ -305,7 +305,7 @@ def test_a_killed_study_repeats_nothing_that_had_finished(tmp_path):
     command = [sys.executable, str(STUDY), *COMMON, "--run-dir", str(directory), *flags]
     first, second = directory / "cvpo" / "seed-0", directory / "no-kl" / "seed-0"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        wait_until(lambda: frames_reached(second) >= 600 or process.poll() is not None, 300)
+        wait_until(lambda: frames_reached(second) >= 600 or process.poll() is not None)
         process.kill()
     assert finished(first, 2400)
     before = {path: path.stat().st_mtime_ns for path in first.rglob("*") if path.is_file()}
@@ -507,7 +507,7 @@ def test_ray_runs_stops_and_tells_like_this_machine(stub, capsys, request, where
     if where == "cluster":
         address, slots = request.getfixturevalue("cluster"), None
         wait_until(lambda: listens(address))
-    pool = RayPool(address, slots)
+    pool = RayPool(address, slots, timeout=300)  # busy machines are slow to start
     assert pool.slots == 2
     try:
         members = [stub(seed) for seed in (0, 13, 1)]
