@@ -1,21 +1,26 @@
-"""One CVPO update: how fast, how near to its matrix products, how it compares with FSRL's, where the time goes.
+"""One CVPO update: how fast, how near to its matrix products alone, how it compares with FSRL's.
 
-    make bench-peers                    # once: FSRL in an environment of its own, .venv-peers
-    make bench-learner                  # or: python benchmarks/learner.py [--blocks 20] [--threads 1 2]
+    make bench-peers                 # once: FSRL in an environment of its own, .venv-peers
+    make bench-learner               # or: python benchmarks/learner.py --blocks 20 --threads 1 2
 
-Three sides take turns, block by block, so that all see the same machine; ratios are of neighbours within a
-block, given as median and quartiles over the blocks:
+Three sides take turns, block by block, so that all see the same machine. Ratios are taken within each block
+and given as median (quartiles) over the blocks.
 
-- **ours**: the update of ``recipes/cvpo.py`` itself (critics, particles, E-step, M-step, samples from the buffer,
+- ours: the update of recipes/cvpo.py itself (critics, particles, E-step, M-step, samples from the buffer,
   metrics into the averages), on a buffer of random transitions;
-- **products**: the matrix products of that update alone, operands at hand, in blocks that stay in cache. With the
-  same products an update cannot be faster, so their time over the update's is the share of that limit reached;
-- **FSRL**: ``policy.update`` of fast-safe-rl 0.1.0 on a buffer of the same size.
+- products: the matrix products of that update alone, operands at hand, in blocks that stay in cache. No
+  update of these products is faster; their time over the update's is the share of the limit reached;
+- FSRL: policy.update of fast-safe-rl 0.1.0, on a buffer of the same size.
 
-Each row says what is set. *Equal work*: one set of sizes for both (``--states``, ``--particles``, ``--m-iterations``,
-``--hidden-sizes``, ``--reward-critics``, one cost critic), one-step targets, ReLU networks without layer norm. What
-stays different is each side's own: FSRL's diagonal covariance and its single Adam step on the dual against a
-full covariance and the dual solved to the end.
+Three rows:
+
+1. equal work: the sizes given here for both sides, one-step targets, ReLU networks without layer norm. What
+   stays each side's own: FSRL's policy has a diagonal covariance and its E-step is one Adam step on the
+   multipliers; ours has a full covariance, and solves the dual to its optimum;
+2. the same with FSRL's default sizes;
+3. each side's defaults.
+
+OmniSafe is not among the peers: it has no CVPO any more, and does not install on Python 3.11.
 """
 
 from __future__ import annotations
@@ -28,89 +33,79 @@ import os
 import platform
 import time
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any
 
 import torch
-from learner_gemm import GemmLimit, Sizes, flops, update_products
+from learner_gemm import CountFlops, GemmLimit, Sizes, flops, update_products
 from learner_peers import DEFAULT_PYTHON, INSTALL, FsrlUpdate
-
-from learner_update import PHASES, Learner
-
-import cvpo
+from learner_report import show, summary
+from learner_update import Learner, cvpo
 
 logging.getLogger("torchrl").setLevel(logging.WARNING)  # it announces every buffer
+
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 SIZES = {
     "states": "states of a batch",
     "particles": "actions per state",
     "m_iterations": "policy steps per update",
-    "observation": "observation size",
-    "actions": "action size",
-    "reward_critics": "reward critics",
-    "cost_critics": "cost critics",
+    "observation": "size of an observation",
+    "actions": "size of an action",
+    "reward_critics": "members of the reward's ensemble, 1 or 2 for FSRL",
+    "cost_critics": "members of the cost's ensemble, 1 for FSRL",
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
-    """A row of the table: the sizes of either side."""
+class Row:
+    """Sizes of both sides, our further settings and FSRL's steps of the targets."""
 
     name: str
     ours: Sizes
-    theirs: Sizes
+    fsrl: Sizes
     settings: dict[str, Any]
-    their_n_step: int
+    fsrl_n_step: int
 
 
-def cases(sizes: Sizes) -> list[Case]:
-    """Equal work at the sizes asked for, equal work at FSRL's defaults, each side's defaults."""
-    plain = {"layer_norm": False, "n_step": 1}
+def rows(sizes: Sizes) -> list[Row]:
+    """The rows of the benchmark; ``sizes`` are those of the first."""
     spaces = {"observation": sizes.observation, "actions": sizes.actions}
-    fsrl = Sizes(256, 16, 1, (128, 128), **spaces, reward_critics=1, cost_critics=1)
-    default = cvpo.Config()
+    fsrl = Sizes(256, 16, 1, (128, 128), reward_critics=1, cost_critics=1, **spaces)
+    config = cvpo.Config()
     own = Sizes(
-        default.batch_size,
-        default.num_particles,
-        default.m_iterations,
-        default.hidden_sizes,
+        config.batch_size,
+        config.num_particles,
+        config.m_iterations,
+        config.hidden_sizes,
+        reward_critics=config.reward_critics,
+        cost_critics=config.cost_critics,
         **spaces,
-        reward_critics=default.reward_critics,
-        cost_critics=default.cost_critics,
     )
+    plain = {"layer_norm": False, "n_step": 1}
     return [
-        Case("equal work", sizes, sizes, plain, 1),
-        Case("equal work, FSRL's sizes", fsrl, fsrl, plain, 1),
-        Case("each side's defaults", own, fsrl, {}, 2),
+        Row("1. equal work", sizes, sizes, plain, 1),
+        Row("2. equal work, FSRL's default sizes", fsrl, fsrl, plain, 1),
+        Row("3. each side's defaults", own, fsrl, {}, 2),
     ]
 
 
-def start_fsrl(case: Case, transitions: int, python: Path) -> FsrlUpdate | None:
-    """FSRL's side, or None with a line that says why there is none."""
-    try:
-        return FsrlUpdate(case.theirs, n_step=case.their_n_step, transitions=transitions, python=python)
-    except FileNotFoundError as error:
-        print(f"FSRL is left out: {error}")
-    except RuntimeError as error:
-        print(f"FSRL is left out of '{case.name}': {error}")
-    return None
-
-
-def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of every side in every block, by number of threads."""
+def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
+    """Run all sides of a row in turns; its figures."""
     clock, number = CLOCKS[options.clock], options.updates
-    learner = Learner(case.ours, transitions=options.transitions, clock=clock, settings=case.settings)
-    limits = {threads: GemmLimit(case.ours, threads, clock) for threads in options.threads}
-    fsrl = start_fsrl(case, options.transitions, options.peers_python)
-    blocks: dict[int, list[dict[str, Any]]] = {threads: [] for threads in options.threads}
-
-    def ours() -> list[dict[str, float]]:
-        return learner.timed_updates(number)
+    torch.set_num_threads(1)
+    learner = Learner(row.ours, transitions=options.transitions, clock=clock, settings=row.settings)
+    with CountFlops() as executed:
+        learner.update()
+    limits = {threads: GemmLimit(row.ours, threads, clock) for threads in options.threads}
+    fsrl = None
+    try:
+        fsrl = FsrlUpdate(row.fsrl, row.fsrl_n_step, options.transitions, options.peers_python)
+    except (FileNotFoundError, RuntimeError) as error:
+        print(f"\nFSRL is left out: {error}")
 
     def block(threads: int, backwards: bool) -> dict[str, Any]:
         torch.set_num_threads(threads)
         sides = {
-            "ours": ours,
+            "ours": lambda: learner.timed_updates(number),
             "products": lambda: [limits[threads].run() for _ in range(number)],
         }
         if fsrl is not None:
@@ -119,151 +114,58 @@ def measure(case: Case, options: argparse.Namespace) -> dict[str, Any]:
         return {side: sides[side]() for side in sorted(sides, reverse=backwards)}
 
     for threads in options.threads:  # warms up
-        block(threads, False)
+        block(threads, backwards=False)
+    learner.metrics()
+    blocks: dict[int, list[dict[str, Any]]] = {threads: [] for threads in options.threads}
     for index in range(options.blocks):
         for threads in options.threads:
-            blocks[threads].append(block(threads, bool(index % 2)))
+            blocks[threads].append(block(threads, backwards=bool(index % 2)))
+    theirs = None
     if fsrl is not None:
+        theirs = {"sizes": dataclasses.asdict(row.fsrl), "flops": fsrl.flops, "versions": fsrl.versions}
         fsrl.close()
-    versions = None if fsrl is None else fsrl.versions
-    return {"blocks": blocks, "fsrl_flops": None if fsrl is None else fsrl.flops, "fsrl_versions": versions}
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, _, high = quantiles(values, n=4) if len(values) > 1 else (values[0],) * 3
-    return {"median": median(values), "q1": low, "q3": high}
-
-
-def summary(case: Case, measured: dict[str, Any]) -> dict[str, Any]:
-    """The figures of a row: seconds an update, ratios within blocks, phases."""
-    products = update_products(case.ours)
-    by_threads = {}
-    one_thread = measured["blocks"].get(1)
-    for threads, blocks in measured["blocks"].items():
-        updates = [median(sum(row.values()) for row in block["ours"]) for block in blocks]
-        limits = [median(sum(row.values()) for row in block["products"]) for block in blocks]
-        seconds = median(updates)
-        phases = {p: median(row[p] for block in blocks for row in block["ours"]) for p in PHASES}
-        alone = {
-            p: median(row[p] for block in blocks for row in block["products"])
-            for p in dict.fromkeys(product.phase for product in products)
-        }
-        by_threads[threads] = {
-            "seconds": spread(updates),
-            "products_seconds": spread(limits),
-            "share_of_limit": spread([limit / update for limit, update in zip(limits, updates, strict=True)]),
-            "flops_per_second": flops(products) / seconds,
-            "products_flops_per_second": flops(products) / median(limits),
-            "phases": {
-                p: {"seconds": phases[p], "products_seconds": alone.get(p), "flops": flops(products, p)}
-                for p in PHASES
-            },
-        }
-        if "fsrl" in blocks[0]:
-            theirs = [block["fsrl"] for block in blocks]
-            by_threads[threads]["fsrl_seconds"] = spread(theirs)
-            ratios = [fsrl / update for fsrl, update in zip(theirs, updates, strict=True)]
-            by_threads[threads]["times_fsrl"] = spread(ratios)
-        if one_thread and threads != 1:
-            alone_updates = [median(sum(row.values()) for row in block["ours"]) for block in one_thread]
-            ratios = [one / more for one, more in zip(alone_updates, updates, strict=True)]
-            by_threads[threads]["times_one_thread"] = spread(ratios)
+    products = update_products(row.ours)
     return {
-        "name": case.name,
-        "ours": dataclasses.asdict(case.ours),
-        "fsrl": dataclasses.asdict(case.theirs),
+        "name": row.name,
+        "ours": dataclasses.asdict(row.ours),
         "flops": flops(products),
-        "fsrl_flops": measured["fsrl_flops"],
-        "fsrl_versions": measured["fsrl_versions"],
-        "threads": by_threads,
+        "executed_flops": executed.total,
+        "fsrl": theirs,
+        "metrics": learner.metrics(),
+        "threads": summary(products, blocks),
     }
 
 
-def describe(sizes: dict[str, Any]) -> str:
-    """The sizes in a line."""
-    hidden = "×".join(str(width) for width in sizes["hidden_sizes"])
-    return (
-        f"{sizes['states']} states, {sizes['particles']} particles, {sizes['m_iterations']} M-iteration(s), "
-        f"{hidden}, {sizes['reward_critics']} reward and {sizes['cost_critics']} cost critic(s)"
-    )
-
-
-def show(row: dict[str, Any]) -> None:
-    """Print a row and its phases as Markdown."""
-    print(f"\n### {row['name']}: {describe(row['ours'])}")
-    if row["fsrl"] != row["ours"]:
-        print(f"FSRL: {describe(row['fsrl'])}")
-    counted = f"counted: {row['flops'] / 1e9:.2f} GFLOP an update"
-    print(counted + (f", FSRL's {row['fsrl_flops'] / 1e9:.2f}" if row["fsrl_flops"] else "") + "\n")
-
-    def ratio(value: dict[str, float] | None, percent: bool = False) -> str:
-        if value is None:
-            return ""
-        scale, unit = (100, " %") if percent else (1, "")
-        digits = 0 if percent else 2
-        middle, low, high = (f"{scale * value[key]:.{digits}f}" for key in ("median", "q1", "q3"))
-        return f"{middle}{unit} ({low}-{high})"
-
-    print(
-        "| threads | updates/s | GFLOP/s | products alone, GFLOP/s | share of that limit "
-        "| FSRL, updates/s | × FSRL | × one thread |\n|" + "---:|" * 8
-    )
-    for threads, figures in row["threads"].items():
-        fsrl = figures.get("fsrl_seconds")
-        print(
-            f"| {threads} | {1 / figures['seconds']['median']:.2f} | {figures['flops_per_second'] / 1e9:.0f} "
-            f"| {figures['products_flops_per_second'] / 1e9:.0f} | {ratio(figures['share_of_limit'], True)} "
-            f"| {'' if fsrl is None else format(1 / fsrl['median'], '.2f')} "
-            f"| {ratio(figures.get('times_fsrl'))} | {ratio(figures.get('times_one_thread'))} |"
-        )
-    threads, figures = next(iter(row["threads"].items()))
-    print(
-        f"\n| phase, {threads} thread(s) | ms | share | its products alone, ms | GFLOP |\n|---|" + "---:|" * 4
-    )
-    total = sum(phase["seconds"] for phase in figures["phases"].values())
-    for name, phase in figures["phases"].items():
-        alone = phase["products_seconds"]
-        print(
-            f"| {name} | {1e3 * phase['seconds']:.2f} | {100 * phase['seconds'] / total:.1f} % "
-            f"| {'' if alone is None else format(1e3 * alone, '.2f')} | {phase['flops'] / 1e9:.2f} |"
-        )
-
-
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line; ends with a message where a value is out of its range."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    standard = Sizes()
+    add, standard = parser.add_argument, Sizes()
     for name, text in SIZES.items():
         default = getattr(standard, name)
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=int, default=default, help=f"{text} ({default})"
-        )
-    parser.add_argument("--hidden-sizes", type=int, nargs="+", default=list(standard.hidden_sizes))
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="numbers of threads (1 2)")
-    parser.add_argument("--blocks", type=int, default=20, help="turns of every side (20)")
-    parser.add_argument("--updates", type=int, default=3, help="updates in a turn (3)")
-    parser.add_argument("--transitions", type=int, default=100_000, help="in the buffer (100000)")
-    parser.add_argument("--only", nargs="+", default=None, metavar="ROW", help="rows by number, from 1")
-    parser.add_argument(
+        add(f"--{name.replace('_', '-')}", type=int, default=default, help=f"{text} ({default})")
+    add("--hidden-sizes", type=int, nargs="+", default=standard.hidden_sizes, help="of all (256 256)")
+    add("--threads", type=int, nargs="+", default=[1, 2], help="PyTorch's, each measured (1 2)")
+    add("--blocks", type=int, default=20, help="turns of every side (20)")
+    add("--updates", type=int, default=3, help="updates in a turn (3)")
+    add("--transitions", type=int, default=100_000, help="in the buffer (100000)")
+    add("--rows", type=int, nargs="+", default=[1, 2, 3], help="rows to measure (1 2 3)")
+    add(
         "--clock",
         choices=CLOCKS,
         default="wall",
-        help="cpu: the process's own time, which other work on the machine disturbs less; for one thread",
+        help="cpu is the process's own time, which other work on the machine disturbs less; for one thread",
     )
-    parser.add_argument(
-        "--peers-python", type=Path, default=DEFAULT_PYTHON, help=f"where '{INSTALL}' put FSRL"
-    )
-    parser.add_argument("--json", type=Path, default=None, help="write all figures to this file")
+    add("--peers-python", type=Path, default=DEFAULT_PYTHON, help=f"FSRL's, as '{INSTALL}' made it")
+    add("--json", type=Path, help="write all figures to this file")
     options = parser.parse_args(arguments)
-    for name in (*SIZES, "blocks", "updates"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")
-    if min(options.hidden_sizes) < 1 or min(options.threads) < 1:
-        parser.error(
-            f"--hidden-sizes {options.hidden_sizes} and --threads {options.threads} must be at least 1"
-        )
+    for name in (*SIZES, "blocks", "updates", "hidden_sizes", "threads", "rows"):
+        value = getattr(options, name)
+        if min(value if isinstance(value, (list, tuple)) else [value]) < 1:
+            parser.error(f"--{name.replace('_', '-')} {value} must be at least 1")
+    if max(options.rows) > 3:
+        parser.error(f"--rows {options.rows}: there are rows 1, 2 and 3")
     if options.transitions < options.states:
         parser.error(f"--transitions {options.transitions} must be at least --states {options.states}")
     if options.clock == "cpu" and options.threads != [1]:
@@ -271,11 +173,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def processor() -> str:
+    """Its name, where the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def main(arguments: list[str] | None = None) -> None:
+    """Measure, print and, if asked, write the rows."""
     options = parse(arguments)
-    sizes = Sizes(
-        **{name: getattr(options, name) for name in SIZES}, hidden_sizes=tuple(options.hidden_sizes)
-    )
+    sizes = {name: getattr(options, name) for name in SIZES}
     machine = {
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
@@ -287,20 +196,13 @@ def main(arguments: list[str] | None = None) -> None:
         "transitions": options.transitions,
     }
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    rows = []
-    for number, case in enumerate(cases(sizes), start=1):
-        if options.only is None or str(number) in options.only:
-            rows.append(summary(case, measure(case, options)))
-            show(rows[-1])
+    results = []
+    for number, row in enumerate(rows(Sizes(hidden_sizes=tuple(options.hidden_sizes), **sizes)), start=1):
+        if number in options.rows:
+            results.append(measure(row, options))
+            print(show(results[-1]), flush=True)
     if options.json is not None:
-        options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
-
-
-def processor() -> str:
-    """Its name, where the system tells."""
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
-    return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
+        options.json.write_text(json.dumps({"machine": machine, "rows": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

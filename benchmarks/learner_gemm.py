@@ -10,10 +10,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 PARTICLES, CRITICS, M_STEP = "particles", "critics", "M-step"
-# Rows of one product and thread: more are taken in blocks of so many, whose results stay in cache. That is what
-# makes narrow products fast, which else wait for memory; it leaves wide ones as they are.
+# Rows of one product and thread: more are taken in blocks of so many, whose results stay in cache. That makes
+# narrow products faster, which would wait for memory, and leaves wide ones as they are.
 BLOCK_ROWS = 1024
 
 
@@ -81,7 +83,7 @@ def update_products(sizes: Sizes) -> list[Product]:
 
     - particles: the reference policy in ``B`` states; every critic on ``B * K`` actions, the state's part of
       the first layer once per state;
-    - critics: next actions (one pass of the policy for reward and cost), target networks, forward and backward;
+    - critics: next actions (one pass of the policy for reward and cost), target networks, forward, backward;
     - M-step: the policy forward and backward, ``m_iterations`` times.
 
     Left out as under a hundredth of the work: products of ``[a, a]`` matrices per state.
@@ -159,3 +161,32 @@ def _prepare(product: Product, block_rows: int) -> Callable[[], object]:
                 torch.mm(rows, right[member], out=buffer[: len(rows)])
 
     return blocks
+
+
+class CountFlops(TorchDispatchMode):
+    """Counts the operations of every matrix product PyTorch runs inside the context.
+
+    PyTorch's own ``FlopCounterMode`` does the same, but asks every module for its truth value, which
+    parameters kept in a TensorDict refuse.
+
+    Attributes:
+        total: floating-point operations so far.
+
+    Example:
+        >>> with CountFlops() as count:
+        ...     _ = torch.ones(3, 4) @ torch.ones(4, 5)
+        >>> count.total
+        120
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        """Run the operation, and add what it costs if it is a product."""
+        out = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func.overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **(kwargs or {}), out_val=out)
+        return out

@@ -37,22 +37,26 @@ class FsrlUpdate:
     """
 
     def __init__(
-        self, sizes: Sizes, *, n_step: int, transitions: int = 100_000, python: Path = DEFAULT_PYTHON
+        self, sizes: Sizes, n_step: int, transitions: int = 100_000, python: Path = DEFAULT_PYTHON
     ) -> None:
         if not python.exists():
             raise FileNotFoundError(f"{python} does not exist: '{INSTALL}' makes it and installs FSRL there")
         settings = dataclasses.asdict(sizes) | {"n_step": n_step, "transitions": transitions}
-        self._messages = tempfile.TemporaryFile("w+")
+        self._messages = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the process runs
+        read, write = os.pipe()
+        self._answers = os.fdopen(read)
         self._process = subprocess.Popen(
-            [str(python), str(SERVER), json.dumps(settings)],
+            [str(python), str(SERVER), json.dumps(settings), str(write)],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=self._messages,
             stderr=self._messages,
+            pass_fds=(write,),
             text=True,
             bufsize=1,
             # As in this process, so that a request for two threads is not cut to one.
             env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"},
         )
+        os.close(write)  # the process has its own; so its end is the end of the answers
         ready = self._answer()
         self.flops: int = ready["flops"]
         self.versions: dict[str, str] = ready["versions"]
@@ -69,16 +73,15 @@ class FsrlUpdate:
         if self._process.stdin is not None:
             self._process.stdin.close()
         self._process.wait()
+        self._answers.close()
         self._messages.close()
 
     def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        line = self._answers.readline()
         if not line:
             self._process.wait()
             self._messages.seek(0)
             last = "".join(self._messages.readlines()[-5:])
-            raise RuntimeError(
-                f"FSRL's process ended; '{INSTALL}' installs it anew. It last printed:\n{last}"
-            )
+            self.close()
+            raise RuntimeError(f"FSRL's process ended; its last words:\n{last}")
         return json.loads(line)

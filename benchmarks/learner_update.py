@@ -23,13 +23,17 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
 
 import cvpo
 from plumbing import ConstrainedCritics
-
 from safe_components.estep import EStepProjector, ParticleSampler
 from safe_components.training import Averages, EnvConfig
 
 E_STEP, SAMPLE, CHECKS, LOGGING = "E-step", "buffer samples", "checks", "logging"
 PHASES = (PARTICLES, CRITICS, E_STEP, M_STEP, SAMPLE, CHECKS, LOGGING)
 EPISODE = 500
+# Action 0 earns reward and costs 1 where it is positive, half of the time under a centred policy; 0.45 a step
+# is allowed. So the limit binds and can be met, as in training; and with next to no future to look into,
+# large steps and fast targets, the critics know it after a few updates.
+GAMMA, COST_LIMIT = 0.01, 0.45 * EPISODE
+CRITIC_LR, CRITIC_POLYAK, CRITIC_UPDATES = 3e-3, 0.9, 100
 # Where a part of the update is entered: what is timed, and the phase it counts to.
 _ENTRANCES: tuple[tuple[Any, str, str], ...] = (
     (ParticleSampler, "forward", PARTICLES),
@@ -41,42 +45,48 @@ _ENTRANCES: tuple[tuple[Any, str, str], ...] = (
 
 
 class SpacesOnly(gymnasium.Env):
-    """A task of given sizes; it is never learnt from, since the buffer is filled with random numbers."""
+    """A task of given sizes; nobody acts in it, the buffer is filled with random numbers."""
 
     def __init__(self, observation: int, actions: int) -> None:
+        self._zeros = np.zeros(observation, np.float32)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (observation,), np.float32)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (actions,), np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        """Start at zero."""
         super().reset(seed=seed)
-        return np.zeros(self.observation_space.shape, np.float32), {}
+        return self._zeros, {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
-        return np.zeros(self.observation_space.shape, np.float32), 0.0, False, False, {"cost": 0.0}
+        """Stay there."""
+        return self._zeros, 0.0, False, False, {"cost": 0.0}
 
 
 def random_steps(number: int, observation: int, actions: int) -> TensorDict:
-    """``number`` transitions in episodes of `EPISODE` steps: normal observations and rewards, one cost."""
+    """``number`` transitions, episodes of `EPISODE` steps; action 0 is rewarded, and costs where positive."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(number, *shape, generator=generator)
 
+    action = normal(actions).clamp(-1.0, 1.0)
     truncated = (torch.arange(number) % EPISODE == EPISODE - 1).unsqueeze(-1)
     following = {
         "observation": normal(observation),
-        "reward": normal(1),
-        "cost": (torch.rand(number, 1, generator=generator) < 0.1).float(),
+        "reward": 0.3 * action[:, :1] + 0.1 * normal(1),
+        "cost": (action[:, :1] > 0).float(),
         "terminated": torch.zeros_like(truncated),
         "truncated": truncated,
         "done": truncated.clone(),
     }
-    steps = {"observation": normal(observation), "action": normal(actions).clamp(-1, 1), "next": following}
+    steps = {"observation": normal(observation), "action": action, "next": following}
     return TensorDict(steps, batch_size=[number]).auto_batch_size_()
 
 
 class Learner:
     """The recipe's learner: its ``main`` runs up to the training loop, which is left out.
+
+    The critics are trained for a moment, so that the E-step's problem is an ordinary one.
 
     Args:
         sizes: of networks and batches.
@@ -108,6 +118,10 @@ class Learner:
                 cost_critics=sizes.cost_critics,
                 buffer_size=transitions,
                 estep_window=transitions,
+                gamma=GAMMA,
+                critic_lr=CRITIC_LR,
+                critic_polyak=CRITIC_POLYAK,
+                cost_limit=(COST_LIMIT,),
                 eval_episodes=1,
                 threads=torch.get_num_threads(),
                 run_dir=Path(directory) / "run",
@@ -118,11 +132,13 @@ class Learner:
             parts: dict[str, Callable[..., Any]] = {}
             # The recipe's loop gets everything it needs as arguments: here it only hands them out.
             loop = mock.patch.object(cvpo, "train_off_policy", lambda *_, **given: parts.update(given))
-            unsaved = mock.patch.object(cvpo.Run, "save", lambda run: None)
+            unsaved = mock.patch.object(cvpo.Run, "save")
             with loop, unsaved:
                 cvpo.main(self.config)
         self._update = parts["update"]
         parts["store"](random_steps(transitions, sizes.observation, sizes.actions).unsqueeze(0))
+        for _ in range(CRITIC_UPDATES):
+            parts["warm_up"]()
         self._averages, self._clock = Averages(), clock
 
     def update(self) -> dict[str, torch.Tensor]:
@@ -146,6 +162,10 @@ class Learner:
             seconds[M_STEP] += left - entered - sum(seconds[p] for p in PHASES if p != LOGGING)
             rows.append(seconds)
         return rows
+
+    def metrics(self) -> dict[str, float]:
+        """Means of the recipe's metrics over the timed updates since the last call."""
+        return self._averages.pop()
 
 
 @contextlib.contextmanager

@@ -1,10 +1,10 @@
 """FSRL's own CVPO update as a small server: runs in the environment that ``make bench-peers`` makes.
 
-    python benchmarks/peers/fsrl_update.py '{"states": 300, "particles": 64, ...}'
+    python benchmarks/peers/fsrl_update.py '{"states": 300, "particles": 64, ...}' 1
 
-The settings come as JSON in the first argument. Answers are one JSON object a line on standard output: first
+The arguments are the settings as JSON and the file descriptor to answer on, one JSON object a line: first
 ``ready``, ``flops`` (counted during one update) and ``versions``; then, for each line ``{"updates": n,
-"threads": t, "clock": "wall" | "cpu"}`` on standard input, ``{"seconds": s}``. It stops at the end of its input.
+"threads": t, "clock": "wall" or "cpu"}`` on standard input, ``{"seconds": s}``. It ends with its input.
 """
 
 from __future__ import annotations
@@ -15,10 +15,6 @@ import os
 import sys
 import time
 from importlib.metadata import version
-
-# FSRL and what it imports may print: keep that out of the answers.
-answers = os.fdopen(os.dup(1), "w", buffering=1)
-os.dup2(2, 1)
 
 import gymnasium
 import numpy as np
@@ -88,7 +84,9 @@ def make_agent(settings: dict) -> CVPOAgent:
 
 
 def main() -> None:
+    """Build the update, then time it as often as asked."""
     settings = json.loads(sys.argv[1])
+    answers = os.fdopen(int(sys.argv[2]), "w", buffering=1)
     torch.manual_seed(0)
     policy = make_agent(settings).policy
     buffer = filled_buffer(settings["transitions"], settings["observation"], settings["actions"])

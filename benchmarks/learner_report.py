@@ -1,0 +1,132 @@
+"""Figures of the learner's benchmark from its raw times, and their tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median, quantiles
+from typing import Any
+
+from learner_gemm import Product, flops
+
+# Of one block: seconds by phase of each update and of each pass of the products, seconds an update of FSRL's.
+Block = dict[str, Any]
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles.
+
+    Example:
+        >>> spread([4.0, 1.0, 2.0, 3.0, 5.0])
+        {'median': 3.0, 'q1': 2.0, 'q3': 4.0}
+    """
+    low, _, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else (values[0],) * 3
+    return {"median": median(values), "q1": low, "q3": high}
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
+    """Spread of the ratio of two sides, block by block."""
+    return spread([a / b for a, b in zip(above, below, strict=True)])
+
+
+def totals(blocks: Sequence[Block], side: str) -> list[float]:
+    """Seconds of one update in each block: the median of its updates, all phases together."""
+    return [median(sum(row.values()) for row in block[side]) for block in blocks]
+
+
+def figures(products: Sequence[Product], blocks: Sequence[Block]) -> dict[str, Any]:
+    """What the blocks of one number of threads say."""
+    updates, limits = totals(blocks, "ours"), totals(blocks, "products")
+    rows = {side: [row for block in blocks for row in block[side]] for side in ("ours", "products")}
+    result = {
+        "seconds": spread(updates),
+        "products_seconds": spread(limits),
+        "share_of_limit": ratios(limits, updates),
+        "flops_per_second": flops(products) / median(updates),
+        "products_flops_per_second": flops(products) / median(limits),
+        "phases": {
+            phase: {
+                "seconds": median(row[phase] for row in rows["ours"]),
+                "products_seconds": median(row.get(phase, 0.0) for row in rows["products"]),
+                "flops": flops(products, phase),
+            }
+            for phase in rows["ours"][0]
+        },
+    }
+    if "fsrl" in blocks[0]:
+        theirs = [block["fsrl"] for block in blocks]
+        result |= {"fsrl_seconds": spread(theirs), "times_fsrl": ratios(theirs, updates)}
+    return result
+
+
+def summary(products: Sequence[Product], blocks: dict[int, list[Block]]) -> dict[int, dict[str, Any]]:
+    """`figures` for each number of threads, and each one's speed against one thread's."""
+    result = {threads: figures(products, measured) for threads, measured in blocks.items()}
+    if 1 in blocks:
+        alone = totals(blocks[1], "ours")
+        for threads in result.keys() - {1}:
+            result[threads]["times_one_thread"] = ratios(alone, totals(blocks[threads], "ours"))
+    return result
+
+
+def describe(sizes: dict[str, Any]) -> str:
+    """The sizes in a line."""
+    hidden = "×".join(str(width) for width in sizes["hidden_sizes"])
+    return (
+        f"{sizes['states']} states, {sizes['particles']} particles, {sizes['m_iterations']} M-iteration(s), "
+        f"{hidden}, {sizes['reward_critics']} reward and {sizes['cost_critics']} cost critic(s)"
+    )
+
+
+def show(row: dict[str, Any]) -> str:
+    """A row of the benchmark and its phases, as Markdown."""
+    fsrl = row["fsrl"]
+    lines = [
+        f"\n### {row['name']}",
+        f"ours: {describe(row['ours'])}; {row['flops'] / 1e9:.2f} GFLOP needed, "
+        f"{row['executed_flops'] / 1e9:.2f} executed",
+    ]
+    if fsrl is not None:
+        lines.append(f"FSRL: {describe(fsrl['sizes'])}; {fsrl['flops'] / 1e9:.2f} GFLOP executed")
+    metrics = row["metrics"]
+    lines.append(
+        f"E-step: lambda {metrics['lambda']:.3g}, KKT residual {metrics['estep_residual']:.1e}, feasible in "
+        f"{100 * metrics['feasible']:.0f} % of the updates\n"
+    )
+    lines += [
+        "| threads | updates/s | GFLOP/s | products alone, GFLOP/s | share of that limit "
+        "| FSRL, updates/s | × FSRL | × one thread |",
+        "|" + "---:|" * 8,
+    ]
+    for threads, value in row["threads"].items():
+        theirs = f"{1 / value['fsrl_seconds']['median']:.2f}" if "fsrl_seconds" in value else ""
+        lines.append(
+            f"| {threads} | {1 / value['seconds']['median']:.2f} | {value['flops_per_second'] / 1e9:.0f} "
+            f"| {value['products_flops_per_second'] / 1e9:.0f} | {_percent(value['share_of_limit'])} "
+            f"| {theirs} | {_ratio(value.get('times_fsrl'))} | {_ratio(value.get('times_one_thread'))} |"
+        )
+    for threads, value in row["threads"].items():
+        lines += ["", *_phases(threads, value["phases"])]
+    return "\n".join(lines)
+
+
+def _phases(threads: int, phases: dict[str, dict[str, float]]) -> list[str]:
+    total = sum(phase["seconds"] for phase in phases.values())
+    lines = [
+        f"| phase, {threads} thread(s) | ms | share | its products alone, ms | GFLOP |",
+        "|---|" + "---:|" * 4,
+    ]
+    for name, phase in phases.items():
+        products = f"{1e3 * phase['products_seconds']:.2f} | {phase['flops'] / 1e9:.2f}"
+        lines.append(
+            f"| {name} | {1e3 * phase['seconds']:.2f} | {100 * phase['seconds'] / total:.1f} % "
+            f"| {products if phase['flops'] else '|'} |"
+        )
+    return lines
+
+
+def _ratio(value: dict[str, float] | None) -> str:
+    return "" if value is None else f"{value['median']:.2f} ({value['q1']:.2f}-{value['q3']:.2f})"
+
+
+def _percent(value: dict[str, float]) -> str:
+    return f"{100 * value['median']:.0f} % ({100 * value['q1']:.0f}-{100 * value['q3']:.0f})"
