@@ -167,7 +167,7 @@ class RayPool:
 
     Raises:
         ImportError: if Ray is not installed.
-        ConnectionError: if no cluster answers.
+        ConnectionError: if no cluster answers, or Ray does not start here.
     """
 
     def __init__(
@@ -189,13 +189,18 @@ class RayPool:
         common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if address == "local":
             slots = slots or 1
-            ray.init(
-                address="local",
-                num_cpus=slots * threads,
-                include_dashboard=False,
-                object_store_memory=80_000_000,  # results are exit statuses
-                **common,
-            )
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=slots * threads,
+                    include_dashboard=False,
+                    object_store_memory=80_000_000,  # results are exit statuses
+                    **common,
+                )
+            except Exception as error:  # what Ray raises where its processes are not up after 30 s
+                ray.shutdown()
+                first = str(error).partition(". ")[0]
+                raise ConnectionError(f"Ray did not start on this machine ({first}); is it busy?") from None
         else:
             _reach(address, timeout)
             ray.init(address=address, **common)
