@@ -76,15 +76,15 @@ class Config(LagrangianConfig, OffPolicyConfig):
     """first cost limit, one per cost, falling linearly to cost_limit; empty for a constant limit"""
     limit_decay_frames: int = 50_000
     """frames until it has fallen"""
-    reference: Literal["copy", "polyak"] = "copy"
-    """how the reference policy follows: whole after each batch of frames, or a little each update"""
+    reference: Literal["polyak", "copy"] = "polyak"
+    """how the reference policy follows: a little each update, or whole after each batch of frames"""
     policy_polyak: float = 0.995
     """polyak: share the reference policy keeps at each update"""
     trust_region: Literal["hard", "soft", "none"] = "hard"
     """of the M-step: bounds on the divergence, fixed penalties on it, or nothing"""
     kl_mean: float = 0.05
     """hard: bound for the mean, in nats"""
-    kl_cov: float = 0.005
+    kl_cov: float = 0.01
     """hard: bound for the covariance, in nats"""
     alpha_lr: float = 1e-2
     """hard: Adam's step size for the multipliers of these bounds"""
@@ -92,10 +92,8 @@ class Config(LagrangianConfig, OffPolicyConfig):
     """soft: penalty for the mean, per nat"""
     soft_cov: float = 10.0
     """soft: penalty for the covariance, per nat"""
-    m_iterations: int = 8
+    m_iterations: int = 4
     """policy steps per E-step"""
-    policy_lr: float = 3e-3
-    """Adam's step size for the policy"""
 
 
 def make_policy(config: Config, task: Task) -> ProbabilisticTensorDictSequential:

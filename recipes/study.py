@@ -44,7 +44,7 @@ class Config(RunConfig):
     seeds: int = 5
     """runs of each variant, with seeds --seed, --seed + 1, ..."""
     settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="OPTION=VALUE")] = ()
-    """further options for every variant; each chosen recipe must know them"""
+    """further options, for every variant; RECIPE.OPTION=VALUE for those of one recipe"""
     jobs: int | None = None
     """runs at a time; None for one per core, on a cluster one per CPU it has"""
     ray: str | None = None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from plumbing.task import Task
-from plumbing.variants import Choice, choose
+from plumbing.variants import VARIANTS, Choice, choose
 from safe_components.training import RunConfig, parse_config
 
 __all__ = ["Member", "check_limits", "options_of", "plan"]
@@ -118,6 +118,20 @@ def _require_known(names: Sequence[str], known: Mapping[str, Any], recipe: str, 
             )
 
 
+def _recipe_named(name: str) -> str | None:
+    """The recipe in ``RECIPE.OPTION``."""
+    recipe = name.partition(".")[0].replace("-", "_")
+    return recipe if "." in name and recipe in {variant.recipe for variant in VARIANTS.values()} else None
+
+
+def _extra_of(recipe: str, extra: Options) -> dict[str, Sequence[str]]:
+    """The options of ``extra`` that are for ``recipe``; those that name it win."""
+    named = {name: _recipe_named(name) for name in extra}
+    for_all = {name: value for name, value in extra.items() if named[name] is None}
+    own = {name.partition(".")[2]: value for name, value in extra.items() if named[name] == recipe}
+    return {**for_all, **own}
+
+
 def _options(choice: Choice, common: Options, config: RunConfig) -> dict[str, Sequence[str]]:
     """The study's options, then the variant's, then those given with its name; later ones win."""
     given = options_of(config)
@@ -143,7 +157,8 @@ def plan(
         variants: as :func:`plumbing.variants.choose` reads them.
         seeds: of each variant.
         common: options of `RunConfig` for all, by name, as words of the command line.
-        extra: further options for all; every chosen recipe must know them.
+        extra: further options; ``OPTION`` is for all variants, and every chosen recipe must know it,
+            ``RECIPE.OPTION`` for those of one recipe.
         directory: of the study.
 
     Returns:
@@ -154,6 +169,11 @@ def plan(
             for variants that are the same.
     """
     choices = [choose(text) for text in variants]
+    chosen = {choice.variant.recipe for choice in choices}
+    for name in extra:
+        recipe = _recipe_named(name)
+        if recipe is not None and recipe not in chosen:
+            raise ValueError(f"--set {name}: no variant of {recipe}.py is among {', '.join(variants)}")
     places: dict[str, str] = {}
     parsed = []
     for choice in choices:
@@ -164,13 +184,14 @@ def plan(
         config_type = importlib.import_module(choice.variant.recipe).Config
         known = options_of(config_type())
         who = f"variant {choice.label}"
-        _require_known(list(extra), known, choice.variant.recipe, f"--set, {who}")
+        own = _extra_of(choice.variant.recipe, extra)
+        _require_known(list(own), known, choice.variant.recipe, f"--set, {who}")
         _require_known(list(choice.overrides), known, choice.variant.recipe, who)
-        for option in (*choice.overrides, *extra):
+        for option in (*choice.overrides, *own):
             if option in _OF_THE_STUDY:
                 raise ValueError(f"{who}: {option} is the same for the whole study: give --{option}")
-        base = _parse(config_type, _flags({**common, **extra}, known, who), who)
-        flags = _flags(_options(choice, {**common, **extra}, base), known, who)
+        base = _parse(config_type, _flags({**common, **own}, known, who), who)
+        flags = _flags(_options(choice, {**common, **own}, base), known, who)
         parsed.append((choice, place, _parse(config_type, flags, who), flags))
     members = []
     for seed in seeds:
