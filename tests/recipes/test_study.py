@@ -86,6 +86,13 @@ def test_options_of_a_variant_come_after_those_for_all(tmp_path):
     assert len({member.directory for member in members}) == 6
 
 
+def test_options_of_one_recipe_do_not_reach_the_others(tmp_path):
+    extra = {"policy-lr": ["0.1"], "sac-lag.policy-lr": ["0.2"], "sac_lag.init-alpha": ["3"]}
+    cvpo, sac = plan(["cvpo", "sac-lag"], [0], {}, extra, tmp_path)
+    assert cvpo.config.policy_lr == 0.1
+    assert (sac.config.policy_lr, sac.config.init_alpha) == (0.2, 3.0)
+
+
 def test_only_options_on_the_command_line_are_handed_on():
     words = (
         "--variants cvpo --seed 3 --env.num_envs=4 --cost-limit 1 2 --run-dir x --loggers --jobs 2".split()
@@ -115,6 +122,8 @@ def test_only_options_on_the_command_line_are_handed_on():
         ("--variants cvpo:total-frames=5", "total-frames is the same for the whole study"),
         ("--variants cvpo --set seed=5", "seed is the same for the whole study"),
         ("--variants cvpo --set epsilon", "'epsilon' must be OPTION=VALUE"),
+        ("--variants cvpo --set td3-lag.policy-delay=3", "no variant of td3_lag.py is among cvpo"),
+        ("--variants cvpo --set cvpo.policy-delay=3", "cvpo has no option policy-delay"),
         ("--variants cvpo cvpo", "variants cvpo and cvpo are the same"),
         ("--variants cvpo --seeds 0", "seeds is 0, must be at least 1"),
         ("--variants cvpo --jobs 0", "jobs is 0, must be at least 1"),
