@@ -31,6 +31,7 @@ import json
 import logging
 import os
 import platform
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from typing import Any
 import torch
 from learner_gemm import CountFlops, GemmLimit, Sizes, flops, update_products
 from learner_peers import DEFAULT_PYTHON, INSTALL, FsrlUpdate
-from learner_report import show, summary
+from learner_report import into_page, show, show_machine, summary
 from learner_update import Learner, cvpo
 
 logging.getLogger("torchrl").setLevel(logging.WARNING)  # it announces every buffer
@@ -159,6 +160,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     add("--peers-python", type=Path, default=DEFAULT_PYTHON, help=f"FSRL's, as '{INSTALL}' made it")
     add("--json", type=Path, help="write all figures to this file")
+    add("--page", type=Path, help="write the tables into this page, between its two 'figures' comments")
+    add("--given", type=Path, help="show the figures of this file, measured earlier, and measure nothing")
     options = parser.parse_args(arguments)
     for name in (*SIZES, "blocks", "updates", "hidden_sizes", "threads", "rows"):
         value = getattr(options, name)
@@ -182,10 +185,25 @@ def processor() -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, print and, if asked, write the rows."""
+    """Measure and print the rows, or print those of a file; write them where asked."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
+    if options.given is not None:
+        figures = json.loads(options.given.read_text())
+        print("\n".join([show_machine(figures["machine"]), *map(show, figures["rows"])]))
+    else:
+        figures = measure_all(options, arguments)
+    if options.json is not None:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+    if options.page is not None:
+        options.page.write_text(into_page(options.page.read_text(), figures))
+
+
+def measure_all(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
+    """Measure the rows asked for, print each as it is there, and return them all."""
     sizes = {name: getattr(options, name) for name in SIZES}
     machine = {
+        "command": " ".join(["python benchmarks/learner.py", *arguments]),
         "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
@@ -195,14 +213,13 @@ def main(arguments: list[str] | None = None) -> None:
         "updates_per_block": options.updates,
         "transitions": options.transitions,
     }
-    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    print(show_machine(machine))
     results = []
     for number, row in enumerate(rows(Sizes(hidden_sizes=tuple(options.hidden_sizes), **sizes)), start=1):
         if number in options.rows:
             results.append(measure(row, options))
             print(show(results[-1]), flush=True)
-    if options.json is not None:
-        options.json.write_text(json.dumps({"machine": machine, "rows": results}, indent=1) + "\n")
+    return {"machine": machine, "rows": results}
 
 
 if __name__ == "__main__":

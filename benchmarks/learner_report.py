@@ -68,6 +68,34 @@ def summary(products: Sequence[Product], blocks: dict[int, list[Block]]) -> dict
     return result
 
 
+def into_page(page: str, figures: dict[str, Any]) -> str:
+    """The page with the tables of ``figures`` between ``<!-- figures -->`` and ``<!-- /figures -->``.
+
+    Raises:
+        ValueError: if the page has no such comments.
+
+    Example:
+        >>> into_page("no place", {})
+        Traceback (most recent call last):
+        ...
+        ValueError: the page needs a line <!-- figures --> and, after it, a line <!-- /figures -->
+    """
+    before, start, rest = page.partition("<!-- figures -->\n")
+    _, end, after = rest.partition("<!-- /figures -->\n")
+    if not start or not end:
+        raise ValueError("the page needs a line <!-- figures --> and, after it, a line <!-- /figures -->")
+    tables = "\n".join([show_machine(figures["machine"]), *map(show, figures["rows"])])
+    return f"{before}{start}{tables}\n{end}{after}"
+
+
+def show_machine(machine: dict[str, Any]) -> str:
+    """The command, and where and how it measured."""
+    facts = ", ".join(
+        f"{name.replace('_', ' ')} {value}" for name, value in machine.items() if name != "command"
+    )
+    return f"\n    {machine['command']}\n\n{facts}"
+
+
 def describe(sizes: dict[str, Any]) -> str:
     """The sizes in a line."""
     hidden = "×".join(str(width) for width in sizes["hidden_sizes"])
@@ -81,15 +109,15 @@ def show(row: dict[str, Any]) -> str:
     """A row of the benchmark and its phases, as Markdown."""
     fsrl = row["fsrl"]
     lines = [
-        f"\n### {row['name']}",
-        f"ours: {describe(row['ours'])}; {row['flops'] / 1e9:.2f} GFLOP needed, "
+        f"\n### {row['name']}\n",
+        f"- Ours: {describe(row['ours'])}; {row['flops'] / 1e9:.2f} GFLOP needed, "
         f"{row['executed_flops'] / 1e9:.2f} executed",
     ]
     if fsrl is not None:
-        lines.append(f"FSRL: {describe(fsrl['sizes'])}; {fsrl['flops'] / 1e9:.2f} GFLOP executed")
+        lines.append(f"- FSRL: {describe(fsrl['sizes'])}; {fsrl['flops'] / 1e9:.2f} GFLOP executed")
     metrics = row["metrics"]
     lines.append(
-        f"E-step: lambda {metrics['lambda']:.3g}, KKT residual {metrics['estep_residual']:.1e}, feasible in "
+        f"- E-step: λ {metrics['lambda']:.3g}, KKT residual {metrics['estep_residual']:.1e}, feasible in "
         f"{100 * metrics['feasible']:.0f} % of the updates\n"
     )
     lines += [

@@ -3,6 +3,7 @@
 import doctest
 import json
 import sys
+from pathlib import Path
 
 import learner_gemm
 import learner_report
@@ -16,6 +17,7 @@ from learner_update import PHASES, Learner
 SMALL = Sizes(
     states=3, particles=4, m_iterations=2, hidden_sizes=(5, 7), observation=6, actions=2, reward_critics=2
 )
+DOCS = Path(__file__).parents[2] / "docs"
 FLAGS = (
     "--states 8 --particles 4 --m-iterations 2 --hidden-sizes 16 16 --observation 6 --transitions 1000 "
     "--blocks 2 --updates 1 --rows 1"
@@ -118,6 +120,12 @@ def test_the_examples_hold():
         assert result.failed == 0
 
 
+def test_the_page_shows_the_figures_in_the_file():
+    page = (DOCS / "performance.md").read_text()
+    figures = json.loads((DOCS / "data" / "learner.json").read_text())
+    assert learner_report.into_page(page, figures) == page
+
+
 def test_without_the_peers_it_names_the_command_and_goes_on(tmp_path, capsys):
     file = tmp_path / "figures.json"
     main([*FLAGS, "--peers-python", str(tmp_path / "python"), "--threads", "1", "--json", str(file)])
@@ -129,6 +137,14 @@ def test_without_the_peers_it_names_the_command_and_goes_on(tmp_path, capsys):
     figures = row["threads"]["1"]
     assert figures["seconds"]["median"] > figures["products_seconds"]["median"] > 0.0
     assert sum(phase["flops"] for phase in figures["phases"].values()) == row["flops"]
+    page = tmp_path / "page.md"
+    page.write_text("Before.\n<!-- figures -->\nold\n<!-- /figures -->\nAfter.\n")
+    main(["--given", str(file), "--page", str(page)])
+    assert page.read_text().startswith(
+        "Before.\n<!-- figures -->\n\n    python benchmarks/learner.py --states 8"
+    )
+    assert page.read_text().endswith("|\n<!-- /figures -->\nAfter.\n")
+    assert "old" not in page.read_text()
 
 
 def stand_in(path, body):
