@@ -39,7 +39,7 @@ from typing import Any
 import torch
 from learner_gemm import CountFlops, GemmLimit, Sizes, flops, update_products
 from learner_peers import DEFAULT_PYTHON, INSTALL, FsrlUpdate
-from learner_report import into_page, show, show_machine, summary
+from learner_report import into_page, show, summary
 from learner_update import Learner, cvpo
 
 logging.getLogger("torchrl").setLevel(logging.WARNING)  # it announces every buffer
@@ -159,7 +159,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="cpu is the process's own time, which other work on the machine disturbs less; for one thread",
     )
     add("--peers-python", type=Path, default=DEFAULT_PYTHON, help=f"FSRL's, as '{INSTALL}' made it")
-    add("--json", type=Path, help="write all figures to this file")
+    add("--json", type=Path, help="write the figures to this file; other rows that it holds stay there")
     add("--page", type=Path, help="write the tables into this page, between its two 'figures' comments")
     add("--given", type=Path, help="show the figures of this file, measured earlier, and measure nothing")
     options = parser.parse_args(arguments)
@@ -189,18 +189,20 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     if options.given is not None:
-        figures = json.loads(options.given.read_text())
-        print("\n".join([show_machine(figures["machine"]), *map(show, figures["rows"])]))
+        known = json.loads(options.given.read_text())
+        print("\n".join(map(show, known.values())))
     else:
-        figures = measure_all(options, arguments)
+        known = measure_all(options, arguments)
     if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+        before = json.loads(options.json.read_text()) if options.json.exists() else {}
+        known = dict(sorted((before | known).items()))
+        options.json.write_text(json.dumps(known, indent=1) + "\n")
     if options.page is not None:
-        options.page.write_text(into_page(options.page.read_text(), figures))
+        options.page.write_text(into_page(options.page.read_text(), known.values()))
 
 
 def measure_all(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
-    """Measure the rows asked for, print each as it is there, and return them all."""
+    """Measure the rows asked for, print each as it is there, and return them by name."""
     sizes = {name: getattr(options, name) for name in SIZES}
     machine = {
         "command": " ".join(["python benchmarks/learner.py", *arguments]),
@@ -213,13 +215,12 @@ def measure_all(options: argparse.Namespace, arguments: list[str]) -> dict[str, 
         "updates_per_block": options.updates,
         "transitions": options.transitions,
     }
-    print(show_machine(machine))
-    results = []
+    results = {}
     for number, row in enumerate(rows(Sizes(hidden_sizes=tuple(options.hidden_sizes), **sizes)), start=1):
         if number in options.rows:
-            results.append(measure(row, options))
-            print(show(results[-1]), flush=True)
-    return {"machine": machine, "rows": results}
+            results[row.name] = measure(row, options) | {"measured": machine}
+            print(show(results[row.name]), flush=True)
+    return results
 
 
 if __name__ == "__main__":

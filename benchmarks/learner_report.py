@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import median, quantiles
 from typing import Any
 
@@ -68,14 +68,14 @@ def summary(products: Sequence[Product], blocks: dict[int, list[Block]]) -> dict
     return result
 
 
-def into_page(page: str, figures: dict[str, Any]) -> str:
-    """The page with the tables of ``figures`` between ``<!-- figures -->`` and ``<!-- /figures -->``.
+def into_page(page: str, rows: Iterable[dict[str, Any]]) -> str:
+    """The page with the tables of ``rows`` between ``<!-- figures -->`` and ``<!-- /figures -->``.
 
     Raises:
         ValueError: if the page has no such comments.
 
     Example:
-        >>> into_page("no place", {})
+        >>> into_page("no place", [])
         Traceback (most recent call last):
         ...
         ValueError: the page needs a line <!-- figures --> and, after it, a line <!-- /figures -->
@@ -84,16 +84,7 @@ def into_page(page: str, figures: dict[str, Any]) -> str:
     _, end, after = rest.partition("<!-- /figures -->\n")
     if not start or not end:
         raise ValueError("the page needs a line <!-- figures --> and, after it, a line <!-- /figures -->")
-    tables = "\n".join([show_machine(figures["machine"]), *map(show, figures["rows"])])
-    return f"{before}{start}{tables}\n{end}{after}"
-
-
-def show_machine(machine: dict[str, Any]) -> str:
-    """The command, and where and how it measured."""
-    facts = ", ".join(
-        f"{name.replace('_', ' ')} {value}" for name, value in machine.items() if name != "command"
-    )
-    return f"\n    {machine['command']}\n\n{facts}"
+    return f"{before}{start}{chr(10).join(map(show, rows))}\n{end}{after}"
 
 
 def describe(sizes: dict[str, Any]) -> str:
@@ -115,11 +106,12 @@ def show(row: dict[str, Any]) -> str:
     ]
     if fsrl is not None:
         lines.append(f"- FSRL: {describe(fsrl['sizes'])}; {fsrl['flops'] / 1e9:.2f} GFLOP executed")
-    metrics = row["metrics"]
+    metrics, measured = row["metrics"], dict(row["measured"])
     lines.append(
         f"- E-step: λ {metrics['lambda']:.3g}, KKT residual {metrics['estep_residual']:.1e}, feasible in "
-        f"{100 * metrics['feasible']:.0f} % of the updates\n"
+        f"{100 * metrics['feasible']:.0f} % of the updates"
     )
+    lines.append(f"- Measured by `{measured.pop('command')}`: {_facts(measured)}\n")
     lines += [
         "| threads | updates/s | GFLOP/s | products alone, GFLOP/s | share of that limit "
         "| FSRL, updates/s | × FSRL | × one thread |",
@@ -135,6 +127,10 @@ def show(row: dict[str, Any]) -> str:
     for threads, value in row["threads"].items():
         lines += ["", *_phases(threads, value["phases"])]
     return "\n".join(lines)
+
+
+def _facts(machine: dict[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in machine.items())
 
 
 def _phases(threads: int, phases: dict[str, dict[str, float]]) -> list[str]:

@@ -123,7 +123,7 @@ def test_the_examples_hold():
 def test_the_page_shows_the_figures_in_the_file():
     page = (DOCS / "performance.md").read_text()
     figures = json.loads((DOCS / "data" / "learner.json").read_text())
-    assert learner_report.into_page(page, figures) == page
+    assert learner_report.into_page(page, figures.values()) == page
 
 
 def test_without_the_peers_it_names_the_command_and_goes_on(tmp_path, capsys):
@@ -132,7 +132,7 @@ def test_without_the_peers_it_names_the_command_and_goes_on(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "make bench-peers" in printed
     assert "| particles |" in printed
-    (row,) = json.loads(file.read_text())["rows"]
+    (row,) = json.loads(file.read_text()).values()
     assert row["fsrl"] is None
     figures = row["threads"]["1"]
     assert figures["seconds"]["median"] > figures["products_seconds"]["median"] > 0.0
@@ -140,9 +140,9 @@ def test_without_the_peers_it_names_the_command_and_goes_on(tmp_path, capsys):
     page = tmp_path / "page.md"
     page.write_text("Before.\n<!-- figures -->\nold\n<!-- /figures -->\nAfter.\n")
     main(["--given", str(file), "--page", str(page)])
-    assert page.read_text().startswith(
-        "Before.\n<!-- figures -->\n\n    python benchmarks/learner.py --states 8"
-    )
+    head = "Before.\n<!-- figures -->\n\n### 1. equal work\n\n- Ours: 8 states, "
+    assert page.read_text().startswith(head)
+    assert f"python benchmarks/learner.py {' '.join(FLAGS)}" in page.read_text()
     assert page.read_text().endswith("|\n<!-- /figures -->\nAfter.\n")
     assert "old" not in page.read_text()
 
