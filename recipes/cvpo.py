@@ -58,7 +58,7 @@ class Config(LagrangianConfig, OffPolicyConfig):
     """how the cost ensemble becomes one number; conservative is mean + 0.5 standard deviations"""
     estep_critics: Literal["target", "online"] = "target"
     """critics that score the particles"""
-    estep_window: int = 300_000
+    estep_window: int = 30_000
     """the policy is improved at states of the last so many frames: fewer react faster, and oscillate"""
     estep_solver: Literal["newton", "slsqp", "adam"] = "newton"
     """of the E-step's dual: exact; SciPy's SLSQP as published; one Adam step per batch"""
