@@ -203,6 +203,17 @@ def test_cost_critics_are_aggregated_in_target_and_estep(train, monkeypatch, how
             assert loss.critic(batch["observation"], batch["action"]).shape == (3, 32, 1)
 
 
+def test_window_of_the_estep(train):
+    _, whole = train(name="whole")
+    assert "recent" not in whole
+    _, parts = train("--estep-window", "400", "--n-step", "1", name="window")
+    stored = {tuple(row) for row in parts["buffer"][:]["observation"][-400:].tolist()}
+    recent = {tuple(row) for row in parts["recent"][:]["observation"].tolist()}
+    # Two batches of frames. In the buffer the newest step of each of the four environments still waits for its
+    # successor, so that one older step of each is among the last 400.
+    assert (len(recent), len(recent - stored), len(stored - recent)) == (400, 4, 4)
+
+
 @pytest.mark.parametrize("particles", [2, 32])
 def test_number_of_particles(train, particles):
     train("--num-particles", str(particles))
