@@ -209,8 +209,8 @@ def test_window_of_the_estep(train):
     _, parts = train("--estep-window", "400", "--n-step", "1", name="window")
     stored = {tuple(row) for row in parts["buffer"][:]["observation"][-400:].tolist()}
     recent = {tuple(row) for row in parts["recent"][:]["observation"].tolist()}
-    # Two batches of frames. In the buffer the newest step of each of the four environments still waits for its
-    # successor, so that one older step of each is among the last 400.
+    # Two batches of frames. In the buffer the newest step of each of the four environments still waits for
+    # its successor, so that one older step of each is among the last 400.
     assert (len(recent), len(recent - stored), len(stored - recent)) == (400, 4, 4)
 
 
