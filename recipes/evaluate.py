@@ -15,27 +15,30 @@ from __future__ import annotations
 import csv
 import dataclasses
 import importlib
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated
 
-import gymnasium
 import torch
 import tyro
 import yaml
 from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential
 from torch import nn
-from torchrl.checkpoint import Checkpoint, CheckpointError, CheckpointRotation
+from torchrl.checkpoint import Checkpoint, CheckpointRotation
 from torchrl.envs import ExplorationType, set_exploration_type
 
 from plumbing import Task
 from plumbing.video import record_video
-from safe_components.training import RunConfig, evaluate, load_config, validate_run_config
+from safe_components.training import (
+    RunConfig,
+    evaluate,
+    explained_errors,
+    load_config,
+    validate_run_config,
+)
 
-_EXPLAINED = (ValueError, OSError, ImportError, FloatingPointError, CheckpointError, gymnasium.error.Error)
 _MOST_COPIES = 50  # environments stepped together; beyond that, several episodes in each
 
 
@@ -200,14 +203,9 @@ def main(config: Config) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and evaluate; an error with an explanation is one line."""
-    logging.getLogger("torchrl").setLevel(logging.WARNING)
     config = tyro.cli(Config, args=arguments)
-    try:
+    with explained_errors(config.traceback):
         main(config)
-    except _EXPLAINED as error:
-        if config.traceback:
-            raise
-        raise SystemExit(f"error: {error}") from None
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from safe_components.training.curves import plot_curves, read_metrics
 from safe_components.training.evaluation import evaluate
 from safe_components.training.guards import require_finite
 from safe_components.training.interrupt import StopRequest, workers_ignore_interrupt
-from safe_components.training.launch import launch
+from safe_components.training.launch import explained_errors, launch
 from safe_components.training.metrics import MetricsWriter
 from safe_components.training.normalise import fit_observation_norm, observation_norm, scale_steps
 from safe_components.training.run import Run
@@ -39,6 +39,7 @@ __all__ = [
     "episode_mean",
     "episode_summary",
     "evaluate",
+    "explained_errors",
     "fit_observation_norm",
     "frames_to_best",
     "frames_to_safe",
