@@ -91,6 +91,6 @@ class GivenMultiplierSolver(nn.Module):
             lam=lam,
             expected_reward=answer.expected_reward + (lam * expected_cost).sum(-1),
             expected_cost=expected_cost,
-            feasible=(expected_cost <= limits + 1e-6 * limits.abs().clamp_min(1e-12)).all(-1),
+            feasible=(expected_cost <= limits * (1.0 + 1e-6)).all(-1),
             lam_clipped=torch.zeros_like(lam, dtype=torch.bool),
         )

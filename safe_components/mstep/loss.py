@@ -218,10 +218,8 @@ class MStepLoss(LossModule):
     def _old_policy(self, tensordict: TensorDictBase, loc: Tensor) -> OldPolicy:
         """The old policy and the particles' moments; kept while the batch's tensors are the same."""
         names = self.tensor_keys
-        old_loc, old_tril = (
-            tensordict.get(names.particle_loc, None),
-            tensordict.get(names.particle_scale_tril, None),
-        )
+        old_loc = tensordict.get(names.particle_loc, None)
+        old_tril = tensordict.get(names.particle_scale_tril, None)
         if old_loc is None or old_tril is None:
             old_loc, old_tril = self._gaussian(self.target_policy_params, tensordict)
         tensors = old_loc, old_tril, tensordict[names.particle_action], tensordict[names.particle_weight]
