@@ -175,8 +175,9 @@ def main(config: Config) -> None:
 
     def update() -> dict[str, torch.Tensor]:
         """One step of the critics, one E-step and its M-step."""
-        values = critics.update(buffer.sample())
-        batch = recent.sample().select(keys.OBSERVATION)
+        transitions = buffer.sample()
+        values = critics.update(transitions)
+        batch = (transitions if recent is buffer else recent.sample()).select(keys.OBSERVATION)
         particles(batch)
         require_finite(batch.select(keys.PARTICLE_Q_REWARD, keys.PARTICLE_Q_COST), run.updates, "update")
         estep(batch)
