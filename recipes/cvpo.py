@@ -173,11 +173,9 @@ def main(config: Config) -> None:
         if recent is not buffer:
             recent.extend(steps.select(keys.OBSERVATION).reshape(-1))
 
-    def update() -> dict[str, torch.Tensor]:
+    def learn(transitions: TensorDictBase, batch: TensorDictBase) -> dict[str, torch.Tensor]:
         """One step of the critics, one E-step and its M-step."""
-        transitions = buffer.sample()
         values = critics.update(transitions)
-        batch = (transitions if recent is buffer else recent.sample()).select(keys.OBSERVATION)
         particles(batch)
         require_finite(batch.select(keys.PARTICLE_Q_REWARD, keys.PARTICLE_Q_COST), run.updates, "update")
         estep(batch)
@@ -188,7 +186,6 @@ def main(config: Config) -> None:
             policy_optim.step()
         if polyak:
             reference.step()
-        run.count_update()
 
         solution = estep.solution
         values |= {
@@ -203,6 +200,14 @@ def main(config: Config) -> None:
         }
         policy_metrics = ("kl_mean", "kl_cov", "alpha_mean", "alpha_cov", "entropy")
         return values | {name: policy_out[name] for name in policy_metrics}
+
+    def update() -> dict[str, torch.Tensor]:
+        """Draw what is needed and learn from it."""
+        transitions = buffer.sample()
+        states = transitions if recent is buffer else recent.sample()
+        values = learn(transitions, states.select(keys.OBSERVATION))
+        run.count_update()
+        return values
 
     def collected(episode_costs: torch.Tensor) -> None:
         """Between two batches of frames: the schedule of the limit, the multiplier, the reference policy."""
