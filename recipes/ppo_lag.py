@@ -194,7 +194,8 @@ def main(config: Config) -> None:
     averages, episodes = Averages(), EpisodeStatistics(config.cost_limit)
     with Run(config, "ppo_lag", **components) as run:
         if run.frames == 0:
-            warm_up = task.warm_up(config.warmup_frames, seed=config.seed)
+            with run.watch("collecting"):
+                warm_up = task.warm_up(config.warmup_frames, seed=config.seed)
             run.advance(warm_up.numel() * config.env.frame_skip)
             episodes.add(warm_up)
         with workers_ignore_interrupt():
@@ -206,7 +207,7 @@ def main(config: Config) -> None:
                 env_device="cpu",
             )
         eval_env = task.evaluation_env()
-        for collected in collector:
+        for collected in run.watch.each("collecting", collector):
             since = run.frames
             run.advance(collected.numel() * config.env.frame_skip)
             require_finite(collected, run.frames)

@@ -129,7 +129,9 @@ def train_off_policy(
 
     with workers_ignore_interrupt():
         if run.frames == 0:
-            take(task.warm_up(config.warmup_frames, seed=config.seed))
+            with run.watch("collecting"):
+                random = task.warm_up(config.warmup_frames, seed=config.seed)
+            take(random)
             for _ in range(config.critic_warmup):
                 warm_up()
         collector = make_collector(
@@ -141,7 +143,7 @@ def train_off_policy(
         )
     eval_env = task.evaluation_env()
     updates_owed = 0.0
-    for batch in collector:
+    for batch in run.watch.each("collecting", collector):
         since = run.frames
         costs = take(batch)
         if collected is not None:

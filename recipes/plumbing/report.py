@@ -46,7 +46,8 @@ def report(
         require_finite(learned, run.frames)
         row = episodes.pop() | learned
         if config.eval_interval and (run.due(config.eval_interval, since) or run.finished):
-            ended = evaluate(policy, eval_env, config.eval_episodes, seed=config.seed)
+            with run.watch("evaluating"):
+                ended = evaluate(policy, eval_env, config.eval_episodes, seed=config.seed)
             row |= episode_summary(ended["reward"], ended["cost"], config.cost_limit, "eval")
         run.log(row, shown=("episode_reward", "episode_cost", *shown))
     if run.due(config.checkpoint_interval, since):

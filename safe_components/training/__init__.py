@@ -26,6 +26,7 @@ from safe_components.training.statistics import (
     rolling_mean,
     summarise,
 )
+from safe_components.training.stopwatch import Stopwatch
 
 __all__ = [
     "Averages",
@@ -35,6 +36,7 @@ __all__ = [
     "Run",
     "RunConfig",
     "StopRequest",
+    "Stopwatch",
     "Summary",
     "episode_mean",
     "episode_summary",

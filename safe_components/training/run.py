@@ -21,6 +21,7 @@ from safe_components.training.config import CONFIG_FILE, RunConfig, config_to_di
 from safe_components.training.curves import plot_curves
 from safe_components.training.interrupt import StopRequest
 from safe_components.training.metrics import MetricsWriter
+from safe_components.training.stopwatch import Stopwatch
 
 __all__ = ["Run"]
 
@@ -69,6 +70,11 @@ class Run:
         **components: what a checkpoint holds, by name: modules, optimisers, buffers, anything with
             ``state_dict``. The random generators' states, frames, updates and wall time are added.
 
+    Attributes:
+        watch: shares out the time between two rows among the phases ``collecting``, ``evaluating``,
+            ``saving``, ``logging`` and, for the rest, ``learning``: ``with run.watch("evaluating"): ...``.
+            Saving and logging are timed here.
+
     Raises:
         FileExistsError: if ``config.run_dir`` already holds a run.
         FileNotFoundError: if ``config.resume`` holds no run.
@@ -115,6 +121,7 @@ class Run:
             disable=not config.progress,
             dynamic_ncols=True,
         )
+        self.watch = Stopwatch("learning", "collecting", "evaluating", "saving", "logging")
         self._started = time.monotonic() - self._clock.wall_seconds
         self._last = (self.frames, self._clock.wall_seconds)
 
@@ -147,31 +154,38 @@ class Run:
         return interval > 0 and self.frames // interval > since // interval
 
     def log(self, metrics: Mapping[str, float], shown: tuple[str, ...] = ()) -> None:
-        """Write a row: ``frames``, ``updates``, ``wall_seconds``, ``frames_per_second`` and ``metrics``.
+        """Write a row: how far the run is, where the time since the last row went, and ``metrics``.
+
+        ``frames``, ``updates``, ``wall_seconds``, ``frames_per_second`` and :attr:`watch`'s phases as
+        ``seconds_<phase>``; what writing this row takes is part of the next.
 
         Args:
             metrics: numbers by name; NaN becomes an empty cell.
             shown: names of the metrics on the progress bar.
         """
-        self._clock.wall_seconds = time.monotonic() - self._started
-        before, then = self._last
-        self._last = (self.frames, self._clock.wall_seconds)
-        speed = (self.frames - before) / max(self._clock.wall_seconds - then, 1e-9)
-        progress = {
-            "frames": self.frames,
-            "updates": self.updates,
-            "wall_seconds": self._clock.wall_seconds,
-            "frames_per_second": speed,
-        }
-        self._metrics.write({**progress, **metrics})
-        known = {key: metrics[key] for key in shown if not math.isnan(metrics.get(key, math.nan))}
-        self._bar.set_postfix({key.removeprefix("episode_"): f"{known[key]:.3g}" for key in known})
+        with self.watch("logging"):
+            seconds = self.watch.pop()
+            self._clock.wall_seconds = time.monotonic() - self._started
+            before, then = self._last
+            self._last = (self.frames, self._clock.wall_seconds)
+            speed = (self.frames - before) / max(self._clock.wall_seconds - then, 1e-9)
+            progress = {
+                "frames": self.frames,
+                "updates": self.updates,
+                "wall_seconds": self._clock.wall_seconds,
+                "frames_per_second": speed,
+                **{f"seconds_{phase}": value for phase, value in sorted(seconds.items())},
+            }
+            self._metrics.write({**progress, **metrics})
+            known = {key: metrics[key] for key in shown if not math.isnan(metrics.get(key, math.nan))}
+            self._bar.set_postfix({key.removeprefix("episode_"): f"{known[key]:.3g}" for key in known})
 
     def save(self) -> Path:
         """Write a checkpoint of every component and return its path."""
         self._clock.wall_seconds = time.monotonic() - self._started
         self._saved_at = self.frames
-        return self._rotation.save(self._checkpoint, step=self.frames)
+        with self.watch("saving"):
+            return self._rotation.save(self._checkpoint, step=self.frames)
 
     def draw(self) -> None:
         """Draw ``curves.png`` from the rows written so far."""
