@@ -16,9 +16,9 @@ _IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.Tanh: torch.tanh_,
     nn.Sigmoid: torch.sigmoid_,
 }
-# Rows of activations that a block holds per thread when no gradient is recorded on a CPU: [4096, 256] float32
-# is 4 MB, which stays in cache between the passes over it.
-_BLOCK_ROWS = 4096
+# Rows of activations that a block holds per thread when no gradient is recorded on a CPU: two layers of
+# [512, 256] float32 are 1 MB, which stays in the core's own cache between the passes over it.
+_BLOCK_ROWS = 512
 
 
 class QEnsemble(nn.Module):
@@ -126,7 +126,7 @@ class QEnsemble(nn.Module):
         observation = observation.reshape(states, self.obs_dim)
         action = action.reshape(states, per_state, self.action_dim)
         on_cpu = observation.device.type == "cpu"
-        if on_cpu and states * per_state > _block_rows() and not torch.is_grad_enabled():
+        if on_cpu and many and states * per_state > _block_rows() and not torch.is_grad_enabled():
             value = self._forward_blocked(observation, action)
         else:
             value = self._forward_batched(observation, action)
@@ -162,27 +162,53 @@ class QEnsemble(nn.Module):
         """As `_forward_batched` without gradients, a cache-sized block of states at a time."""
         act = self._activate_
         states, per_state = action.shape[:2]
+        coordinates, basis = self._first_layer(observation, action)
+        value = action.new_empty(self.num_members, states * per_state, self.num_outputs)
+        # One buffer a hidden layer, reused by every block: fresh ones would cost page faults. What a block
+        # reads and writes is a view made beforehand: a slice takes as long as a small operation.
         step = max(1, _block_rows() // per_state)
-        state_part = self._state_part(observation)
-        value = action.new_empty(self.num_members, states, per_state, self.num_outputs)
-        layers = [
-            (getattr(self, f"weight_{i}"), getattr(self, f"bias_{i}")) for i in range(1, self.num_layers)
-        ]
-        # One buffer a hidden layer, reused by every block: fresh ones would cost page faults.
-        buffers = [action.new_empty(step * per_state, weight.shape[1]) for weight, _ in layers]
+        widths = [getattr(self, f"weight_{i}").shape[1] for i in range(1, self.num_layers)]
+        buffers = [action.new_empty(step * per_state, width) for width in widths]
+        rest = [buffer[: ((states - 1) % step + 1) * per_state] for buffer in buffers]
         for e in range(self.num_members):
-            for start in range(0, states, step):
-                block = slice(start, min(start + step, states))
-                rows = action[block].flatten(0, 1)
-                x = torch.mm(rows, self.weight_action[e], out=buffers[0][: len(rows)])
-                x.view(-1, per_state, x.shape[1]).add_(state_part[e, block].unsqueeze(1))
-                x = self._normalise(x)
-                for i, (weight, bias) in enumerate(layers, start=1):
-                    x = act(x)
-                    last = i == len(layers)
-                    out = value[e, block].flatten(0, 1) if last else buffers[i][: len(rows)]
-                    x = torch.addmm(bias[e], x, weight[e], out=out)
+            layers = [
+                (getattr(self, f"weight_{i}")[e], getattr(self, f"bias_{i}")[e])
+                for i in range(1, self.num_layers)
+            ]
+            blocks = (coordinates[e].split(step), basis[e].split(step), value[e].split(step * per_state))
+            for rows, columns, out in zip(*blocks, strict=True):
+                x, *others = buffers if len(rows) == step else rest
+                torch.bmm(rows, columns, out=x.view(len(rows), per_state, -1))
+                for (weight, bias), result in zip(layers, [*others, out], strict=True):
+                    x = torch.addmm(bias, act(x), weight, out=result)
         return value
+
+    def _first_layer(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors of the first hidden layer before its activation: ``[E, B, K, 1+a]``, ``[E, B, 1+a, h]``.
+
+        ``u + W_a a`` is the product of ``[1, a]`` and ``[u; W_a]``, with ``u = W_s s + b`` of the state. Layer
+        normalisation needs no pass over the ``h`` columns: without the mean of each row of ``u`` and ``W_a``
+        the result has mean zero, and its variance is a quadratic form in ``a``,
+
+            h var = |u|^2 + 2 (W_a u)^T a + a^T W_a W_a^T a
+
+        so ``[1, a]`` is divided by the standard deviation instead.
+        """
+        members, states, per_state = self.num_members, *action.shape[:2]
+        state_part, weight = self._state_part(observation), self.weight_action
+        coordinates = F.pad(action, (1, 0), value=1.0).expand(members, -1, -1, -1)
+        if self.layer_norm:
+            state_part = state_part - state_part.mean(-1, keepdim=True)
+            weight = weight - weight.mean(-1, keepdim=True)
+            cross = (state_part @ weight.mT).unsqueeze(2)
+            quadratic = (action.flatten(0, 1) @ (weight @ weight.mT)).view(members, states, per_state, -1)
+            variance = ((quadratic + 2.0 * cross) * action).sum(-1, keepdim=True)
+            variance += state_part.square().sum(-1)[..., None, None]
+            # The sum is a square: below zero is rounding. The constant is that of torch's layer_norm.
+            variance = variance.clamp_min_(0.0).div_(state_part.shape[-1]).add_(1e-5)
+            coordinates = coordinates * variance.rsqrt_()
+        weight = weight.unsqueeze(1).expand(-1, states, -1, -1)
+        return coordinates, torch.cat([state_part.unsqueeze(2), weight], 2)
 
 
 def _block_rows() -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -169,7 +168,7 @@ class MStepLoss(LossModule):
         loc, scale_tril = self._gaussian(self.policy_params, tensordict)
         with torch.no_grad():
             old = self._old_policy(tensordict, loc)
-        fit_mean, fit_cov, kl_mean, kl_cov = decoupled_terms(old, loc, scale_tril)
+        fit_mean, fit_cov, kl_mean, kl_cov, entropy = decoupled_terms(old, loc, scale_tril)
         if self.likelihood == "decoupled":
             fit = fit_mean + fit_cov
         else:
@@ -177,8 +176,6 @@ class MStepLoss(LossModule):
             ratio = _solve(scale_tril, old.scale_tril)
             fit = joint_log_likelihood(old.moments, shift, ratio, log_diag(scale_tril)).mean()
         terms: TrustRegionTerms = self.trust_region(kl_mean, kl_cov)
-        size = loc.shape[-1]
-        entropy = log_diag(scale_tril.detach()).mean() + 0.5 * size * (1.0 + math.log(2.0 * math.pi))
         return TensorDict(
             {
                 "loss_policy": terms.penalty - fit,

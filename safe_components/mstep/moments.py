@@ -50,6 +50,11 @@ def whitened_moments(
     # Solved from the right, z^T = (a - μ_old)^T L_old^-T, which reads the particles as they are stored.
     centred = action - loc_old.unsqueeze(-2)
     white = torch.linalg.solve_triangular(scale_tril_old.mT, centred, upper=True, left=False)
+    return weighted_moments(white, weight)
+
+
+def weighted_moments(white: Tensor, weight: Tensor) -> WhitenedMoments:
+    """Moments of particles ``z [..., K, a]`` that are whitened already, with weights ``q [..., K]``."""
     weighted = white * weight.unsqueeze(-1)
     return WhitenedMoments(weight.sum(-1), weighted.sum(-2), white.mT @ weighted)
 

@@ -453,7 +453,7 @@ def test_written_out_gradient_of_each_term(wanted, device):
 
     def weighted(mean, cholesky):
         terms = decoupled_terms(old, mean, cholesky.tril())
-        return sum(weight * term for weight, term in zip(wanted, terms, strict=True))
+        return sum(weight * term for weight, term in zip(wanted, terms[:4], strict=True))
 
     assert torch.autograd.gradcheck(weighted, (loc, factor), eps=1e-6, atol=1e-7)
 
