@@ -23,9 +23,11 @@ from torchrl.objectives import HardUpdate, SoftUpdate
 
 from plumbing import (
     ConstrainedCritics,
+    ExecutionConfig,
     LagrangianConfig,
     OffPolicyConfig,
     Task,
+    execute,
     make_buffer,
     make_multiplier,
     train_off_policy,
@@ -47,7 +49,7 @@ from safe_components.training import Run, launch, require_finite
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(LagrangianConfig, OffPolicyConfig):
+class Config(ExecutionConfig, LagrangianConfig, OffPolicyConfig):
     """CVPO. Each choice below is one part of the algorithm, and can be replaced on its own."""
 
     covariance: Literal["full", "diagonal"] = "full"
@@ -117,7 +119,7 @@ def main(config: Config) -> None:
         "soft": lambda: SoftTrustRegion(config.soft_mean, config.soft_cov),
         "none": NoTrustRegion,
     }[config.trust_region]()
-    mstep = MStepLoss(policy, trust_region=trust_region).to(task.device)
+    mstep = MStepLoss(policy, trust_region=trust_region, check_weights=config.waits).to(task.device)
     polyak = config.reference == "polyak"
     copied = functools.partial(HardUpdate, value_network_update_interval=0)
     reference = SoftUpdate(mstep, eps=config.policy_polyak) if polyak else copied(mstep)
@@ -145,16 +147,17 @@ def main(config: Config) -> None:
     limits = q_cost_limit(config.cost_limit, config.gamma, task.episode_length)
     lam_max = config.lambda_max if config.infeasible == "clip" else None
     solver = {
-        "newton": lambda: NewtonDualSolver(lam_max=lam_max),
+        "newton": lambda: NewtonDualSolver(lam_max=lam_max, fixed_iterations=config.newton_iterations),
         "slsqp": lambda: SLSQPDualSolver.published(lam_max=lam_max),
         "adam": lambda: AdamDualSolver(steps=1, lr=0.03, lam_max=lam_max),
     }[config.estep_solver]()
-    multiplier = make_multiplier(config)
+    multiplier = make_multiplier(config).to(task.device)
     if config.multiplier == "none":
-        solver = GivenMultiplierSolver(lambda: torch.zeros(task.num_costs), solver)
+        solver = GivenMultiplierSolver(lambda: torch.zeros_like(multiplier.lam), solver)
     elif config.multiplier != "dual":
         solver = GivenMultiplierSolver(multiplier, solver)
-    estep = EStepProjector(config.epsilon, limits, solver, infeasible=config.infeasible).to(task.device)
+    estep_options = {"infeasible": config.infeasible, "check_finite": config.waits}
+    estep = EStepProjector(config.epsilon, limits, solver, **estep_options).to(task.device)
 
     policy_optim = torch.optim.Adam(
         [
@@ -173,11 +176,13 @@ def main(config: Config) -> None:
         if recent is not buffer:
             recent.extend(steps.select(keys.OBSERVATION).reshape(-1))
 
+    @execute(config, critics.components["critic_optim"], policy_optim)
     def learn(transitions: TensorDictBase, batch: TensorDictBase) -> dict[str, torch.Tensor]:
         """One step of the critics, one E-step and its M-step."""
         values = critics.update(transitions)
         particles(batch)
-        require_finite(batch.select(keys.PARTICLE_Q_REWARD, keys.PARTICLE_Q_COST), run.updates, "update")
+        if config.waits:
+            require_finite(batch.select(keys.PARTICLE_Q_REWARD, keys.PARTICLE_Q_COST), run.updates, "update")
         estep(batch)
         for _ in range(config.m_iterations):
             policy_out = mstep(batch)
@@ -188,16 +193,10 @@ def main(config: Config) -> None:
             reference.step()
 
         solution = estep.solution
-        values |= {
-            "eta": solution.eta,
-            "lambda": solution.lam,
-            "estep_kl": solution.kl,
-            "estep_cost": solution.expected_cost,
-            "q_cost_limit": estep.cost_limits,
-            "estep_residual": solution.residual,
-            "feasible": solution.feasible,
-            "lambda_capped": solution.lam_clipped,
-        }
+        values |= {"eta": solution.eta, "lambda": solution.lam, "lambda_capped": solution.lam_clipped}
+        values |= {"estep_cost": solution.expected_cost, "q_cost_limit": estep.cost_limits}
+        values |= {"estep_kl": solution.kl, "estep_residual": solution.residual}
+        values["feasible"] = solution.feasible
         policy_metrics = ("kl_mean", "kl_cov", "alpha_mean", "alpha_cov", "entropy")
         return values | {name: policy_out[name] for name in policy_metrics}
 

@@ -1,6 +1,7 @@
 """What every recipe needs and no algorithm owns, where the rooms have to be connected."""
 
 from plumbing.critics import ConstrainedCritics
+from plumbing.execution import ExecutionConfig, execute
 from plumbing.exploration import with_noise
 from plumbing.lagrangian import OffPolicyLagrangianConfig, train_lagrangian
 from plumbing.multiplier import LagrangianConfig, make_multiplier
@@ -10,10 +11,12 @@ from plumbing.task import Task
 
 __all__ = [
     "ConstrainedCritics",
+    "ExecutionConfig",
     "LagrangianConfig",
     "OffPolicyConfig",
     "OffPolicyLagrangianConfig",
     "Task",
+    "execute",
     "make_buffer",
     "make_multiplier",
     "report",
