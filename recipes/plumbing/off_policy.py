@@ -13,7 +13,7 @@ from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from plumbing.report import report
 from plumbing.task import Task
 from safe_components import keys
-from safe_components.collectors import make_collector
+from safe_components.collectors import OverlappedCollector, make_collector
 from safe_components.training import (
     Averages,
     EpisodeStatistics,
@@ -65,6 +65,8 @@ class OffPolicyConfig(RunConfig):
     """frames collected between updates"""
     updates_per_frame: float = 0.12
     """updates per collected frame"""
+    collect_workers: int = 0
+    """processes that collect the next batch during the updates; 0 collects between them, in this process"""
     warmup_frames: int = 5_000
     """first frames, of random actions; their statistics scale the observations from then on"""
     critic_warmup: int = 500
@@ -75,8 +77,10 @@ def make_buffer(config: OffPolicyConfig, frames: int | None = None) -> TensorDic
     """A uniform replay buffer of the last ``frames`` frames (``None``: ``config.buffer_size``).
 
     Raises:
-        ValueError: if it cannot hold a transition, or nothing would be sampled from it.
+        ValueError: if it cannot hold a transition, nothing would be sampled from it, or the environments that
+            fill it cannot be spread over ``config.collect_workers`` processes.
     """
+    _check_workers(config)
     frames = config.buffer_size if frames is None else frames
     for name, value in (("buffer", frames // config.env.frame_skip), ("batch_size", config.batch_size)):
         if value < 1:
@@ -101,7 +105,8 @@ def train_off_policy(
 
     Random actions come first: they scale the observations and start the buffer, and ``warm_up`` is called
     ``critic_warmup`` times. Then collecting and updating alternate, ``updates_per_frame`` updates for
-    every frame. A resumed run draws new episodes: the environments' own states are not saved.
+    every frame; with ``collect_workers`` at the same time, the policy that collects being one batch older. A
+    resumed run draws new episodes: the environments' own states are not saved.
 
     Args:
         run: an open run with an `OffPolicyConfig`.
@@ -124,9 +129,8 @@ def train_off_policy(
         store(steps.select(*STORED))
         return episodes.add(steps)
 
-    def make_training_env():
-        return task.training_env(config.seed + run.frames)
-
+    acting = policy if explore is None else explore
+    frames_per_batch = config.frames_per_batch // config.env.frame_skip
     with workers_ignore_interrupt():
         if run.frames == 0:
             with run.watch("collecting"):
@@ -134,26 +138,50 @@ def train_off_policy(
             take(random)
             for _ in range(config.critic_warmup):
                 warm_up()
-        collector = make_collector(
-            make_training_env,
-            policy if explore is None else explore,
-            frames_per_batch=config.frames_per_batch // config.env.frame_skip,
-            policy_device=task.device,
-            env_device="cpu",
-        )
+        seed = config.seed + run.frames
+        with run.watch("collecting"):
+            if config.collect_workers:
+                collector = OverlappedCollector(
+                    task.worker_env(config.collect_workers),
+                    acting,
+                    frames_per_batch=frames_per_batch,
+                    num_workers=config.collect_workers,
+                    seed=seed,
+                )
+            else:
+                collector = make_collector(
+                    lambda: task.training_env(seed),
+                    acting,
+                    frames_per_batch=frames_per_batch,
+                    policy_device=task.device,
+                    env_device="cpu",
+                )
     eval_env = task.evaluation_env()
     updates_owed = 0.0
-    for batch in run.watch.each("collecting", collector):
-        since = run.frames
-        costs = take(batch)
-        if collected is not None:
-            collected(costs)
-        updates_owed += (run.frames - since) * config.updates_per_frame
-        while updates_owed >= 1:
-            averages.add(update())
-            updates_owed -= 1
-        collector.update_policy_weights_()
-        report(run, since, averages, episodes, policy, eval_env, shown)
-        if run.finished:
-            break
-    collector.shutdown()
+    try:
+        for batch in run.watch.each("collecting", collector):
+            since = run.frames
+            costs = take(batch)
+            if collected is not None:
+                collected(costs)
+            updates_owed += (run.frames - since) * config.updates_per_frame
+            while updates_owed >= 1:
+                averages.add(update())
+                updates_owed -= 1
+            collector.update_policy_weights_()
+            report(run, since, averages, episodes, policy, eval_env, shown)
+            if run.finished:
+                break
+    finally:
+        collector.shutdown()
+
+
+def _check_workers(config: OffPolicyConfig) -> None:
+    workers, copies = config.collect_workers, config.env.num_envs
+    if workers < 0 or (workers and copies % workers):
+        raise ValueError(f"collect_workers is {workers}, must be 0 or divide env.num_envs {copies}")
+    if workers and config.env.num_workers > 1:
+        raise ValueError(
+            f"collect_workers is {workers} and env.num_workers {config.env.num_workers}: both spread the "
+            "environments over processes; leave env.num_workers at 1"
+        )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from torchrl.envs import Compose, EnvBase, RewardSum, TransformedEnv
+from torchrl.envs import Compose, EnvBase, ObservationNorm, RewardSum, TransformedEnv
 
 from safe_components import keys
 from safe_components.envs import make_env
@@ -66,9 +68,12 @@ class Task:
 
     def training_env(self, seed: int) -> EnvBase:
         """Fresh environments that scale observations and sum reward and cost over each episode."""
-        sums = RewardSum(in_keys=["reward", "cost"], out_keys=["episode_reward", "episode_cost"])
-        env = self._make(**self._settings, seed=seed)
-        return TransformedEnv(env, Compose(sums, self.norm.clone()))
+        return _training_env(self._make, self.norm, self._settings | {"seed": seed})
+
+    def worker_env(self, workers: int) -> Callable[[], EnvBase]:
+        """What makes one worker's share of these environments in its process, on the CPU, unseeded."""
+        share = {"num_envs": self.config.env.num_envs // workers, "device": "cpu"}
+        return functools.partial(_training_env, self._make, self.norm.clone().cpu(), self._settings | share)
 
     def warm_up(self, frames: int, seed: int) -> TensorDictBase:
         """About ``frames`` random steps ``[N, T]``, scaled by :attr:`norm`, which is fitted to them."""
@@ -82,3 +87,8 @@ class Task:
     def evaluation_env(self) -> EnvBase:
         """The environments kept apart for evaluation, observations scaled as they are now."""
         return TransformedEnv(self._eval_env, self.norm.clone())
+
+
+def _training_env(make: Callable[..., EnvBase], norm: ObservationNorm, settings: dict[str, Any]) -> EnvBase:
+    sums = RewardSum(in_keys=["reward", "cost"], out_keys=["episode_reward", "episode_cost"])
+    return TransformedEnv(make(**settings), Compose(sums, norm.clone()))

@@ -43,9 +43,11 @@ def make_collector(
     | ≥ 1 | process | False | ``MultiAsyncCollector``: batches of one worker, as they come |
     | ≥ 1 | ray | either | ``RayCollector``: workers on a Ray cluster |
 
-    Each worker holds its own environment and its own copy of the policy: after an update call
-    ``collector.update_policy_weights_()``. In this process the policy shares its parameters with the
-    collector and needs no update.
+    Each worker holds its own environment. After an update call ``collector.update_policy_weights_()``. In
+    this process the policy shares its parameters with the collector and needs no update; with workers and a
+    policy on the CPU TorchRL moves its parameters to memory shared with them, so that a worker that steps
+    while you learn (``sync=False``) may see them change in the middle of a batch. `OverlappedCollector`
+    learns and collects at the same time without that.
 
     **Seeds.** With no worker, ``seed`` seeds the environment; the policy samples from torch's global
     generator as everywhere. With workers, worker i gets
@@ -119,6 +121,7 @@ def make_collector(
         if importlib.util.find_spec("ray") is None:
             raise ImportError("backend='ray' needs Ray: pip install 'safe_components[ray]'")
         return Collector(factories, policy, backend="ray", sync=sync, **options)
+    options.setdefault("num_threads", torch.get_num_threads())  # of this process: they stay as they are
     cls = MultiSyncCollector if sync else MultiAsyncCollector
     if sync:
         options.setdefault("cat_results", "stack")
