@@ -191,7 +191,7 @@ def main(config: Config) -> None:
             print(
                 record_video(
                     policy,
-                    task.norm,
+                    task.norm.clone().cpu(),
                     trained.env,
                     config.run_dir / "video",
                     episodes=config.video_episodes,

@@ -204,7 +204,7 @@ def main(config: Config) -> None:
                 policy,
                 frames_per_batch=config.frames_per_batch // config.env.frame_skip,
                 policy_device=task.device,
-                env_device="cpu",
+                env_device=task.env_device,
             )
         eval_env = task.evaluation_env()
         for collected in run.watch.each("collecting", collector):

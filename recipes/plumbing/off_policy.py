@@ -154,7 +154,7 @@ def train_off_policy(
                     acting,
                     frames_per_batch=frames_per_batch,
                     policy_device=task.device,
-                    env_device="cpu",
+                    env_device=task.env_device,
                 )
     eval_env = task.evaluation_env()
     updates_owed = 0.0

@@ -25,7 +25,8 @@ class Task:
         config: of the run.
 
     Attributes:
-        device: of the networks.
+        device: of the networks and the buffer.
+        env_device: of the environments in this process.
         observation_dim, action_dim, num_costs: sizes of observation, action and cost vectors.
         bounds: ``action_low`` and ``action_high``, as policies and critics take them.
         norm: TorchRL's ``ObservationNorm``, the identity until warm-up has fitted it.
@@ -39,7 +40,10 @@ class Task:
         torch.manual_seed(config.seed)
         self.config = config
         self.device = torch.device(config.device)
-        settings = dataclasses.asdict(config.env)
+        # PointCircle is made of tensors and lives where the learner does; simulators run on the CPU.
+        alone = config.env.id == "PointCircle" and config.env.num_workers == 1
+        self.env_device = self.device if alone else torch.device("cpu")
+        settings = dataclasses.asdict(config.env) | {"device": self.env_device}
         self._make = functools.partial(make_env, settings.pop("id"))
         self._settings = settings
         self._eval_env = self._make(**(settings | {"num_envs": config.eval_episodes or 1, "num_workers": 1}))
@@ -47,8 +51,8 @@ class Task:
         self.observation_dim = self._eval_env.observation_spec[keys.OBSERVATION].shape[-1]
         self.action_dim = action_space.low.shape[-1]
         self.num_costs = self._eval_env.full_reward_spec_unbatched["cost"].shape[-1]
-        self.bounds = {"action_low": action_space.low, "action_high": action_space.high}
-        self.norm = observation_norm(self.observation_dim)
+        self.bounds = {"action_low": action_space.low.cpu(), "action_high": action_space.high.cpu()}
+        self.norm = observation_norm(self.observation_dim).to(self.env_device)
         if len(config.cost_limit) != self.num_costs:
             raise ValueError(
                 f"cost_limit holds {len(config.cost_limit)} limits, "
