@@ -30,6 +30,7 @@ from plumbing import (
     execute,
     make_buffer,
     make_multiplier,
+    require_memory,
     train_off_policy,
 )
 from safe_components import keys
@@ -111,6 +112,7 @@ def main(config: Config) -> None:
     if config.limit_start and len(config.limit_start) != len(config.cost_limit):
         raise ValueError(f"limit_start {config.limit_start} needs one limit per cost: {config.cost_limit}")
     task = Task(config)
+    require_memory(config, task, config.reward_critics, config.num_particles, config.estep_window)
 
     # The M-step holds the reference policy, the TD losses the target critics.
     policy = make_policy(config, task)

@@ -24,6 +24,7 @@ from plumbing import (
     OffPolicyLagrangianConfig,
     Task,
     make_multiplier,
+    require_memory,
     train_lagrangian,
     with_noise,
 )
@@ -53,6 +54,7 @@ def make_policy(config: Config, task: Task) -> TensorDictModule:
 def main(config: Config) -> None:
     """Train."""
     task = Task(config)
+    require_memory(config, task, reward_critics=1)
     policy = make_policy(config, task)
     multiplier = make_multiplier(config)
     # The actor's loss, made last, holds the target actor that the critics' targets follow.

@@ -23,6 +23,7 @@ from plumbing import (
     OffPolicyLagrangianConfig,
     Task,
     make_multiplier,
+    require_memory,
     train_lagrangian,
 )
 from safe_components.lagrangian import SACLagLoss
@@ -66,11 +67,13 @@ def make_policy(config: Config, task: Task) -> ProbabilisticTensorDictSequential
 def main(config: Config) -> None:
     """Train."""
     task = Task(config)
+    members = config.cal_critics if config.cal else config.cost_critics
+    critic_config = dataclasses.replace(config, cost_critics=members)
+    require_memory(critic_config, task, config.reward_critics)
     policy = make_policy(config, task)
     multiplier = make_multiplier(config)
-    members = config.cal_critics if config.cal else config.cost_critics
     critics = ConstrainedCritics(
-        dataclasses.replace(config, cost_critics=members),
+        critic_config,
         task,
         policy,
         reward_critics=config.reward_critics,

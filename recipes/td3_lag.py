@@ -23,6 +23,7 @@ from plumbing import (
     OffPolicyLagrangianConfig,
     Task,
     make_multiplier,
+    require_memory,
     train_lagrangian,
     with_noise,
 )
@@ -61,6 +62,7 @@ def main(config: Config) -> None:
     if config.policy_delay < 1:
         raise ValueError(f"policy_delay is {config.policy_delay}, must be at least 1")
     task = Task(config)
+    require_memory(config, task)
     policy = make_policy(config, task)
     multiplier = make_multiplier(config)
 

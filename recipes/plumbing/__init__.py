@@ -4,6 +4,7 @@ from plumbing.critics import ConstrainedCritics
 from plumbing.execution import ExecutionConfig, execute
 from plumbing.exploration import with_noise
 from plumbing.lagrangian import OffPolicyLagrangianConfig, train_lagrangian
+from plumbing.memory import require_memory
 from plumbing.multiplier import LagrangianConfig, make_multiplier
 from plumbing.off_policy import OffPolicyConfig, make_buffer, train_off_policy
 from plumbing.report import report
@@ -20,6 +21,7 @@ __all__ = [
     "make_buffer",
     "make_multiplier",
     "report",
+    "require_memory",
     "train_lagrangian",
     "train_off_policy",
     "with_noise",

@@ -18,7 +18,17 @@ CONFIG_FILE = "config.yaml"
 
 # A resumed run may be given more frames, another device or other places to report to; any other
 # difference would make it a different experiment under the old name.
-_MAY_CHANGE = ("total_frames", "device", "resume", "run_dir", "loggers", "progress", "threads", "traceback")
+_MAY_CHANGE = (
+    "total_frames",
+    "device",
+    "execution",
+    "resume",
+    "run_dir",
+    "loggers",
+    "progress",
+    "threads",
+    "traceback",
+)
 
 
 @dataclasses.dataclass(frozen=True)
