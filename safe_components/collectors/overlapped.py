@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as StillWaiting  # before Python 3.11 not the built-in one
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -79,20 +83,13 @@ class OverlappedCollector:
             **kwargs,
         )
         self._batches = iter(self._collector)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="collect")
         self._pending: Future[TensorDictBase] | None = None
         self._outdated = False
 
     def __iter__(self) -> Iterator[TensorDictBase]:
         """Batches ``[N, T]``: the copies of all workers, by worker, and their consecutive steps."""
         while True:
-            pending = self._pending or self._request()
-            try:
-                batch = pending.result()
-            except RuntimeError as error:
-                raise ChildProcessError(
-                    f"a process that collects has died; what it had to say is printed above ({error})"
-                ) from error
+            batch = self._wait(self._pending or self._request())
             self._pending = self._request()
             yield batch.reshape(-1, batch.shape[-1])
 
@@ -102,18 +99,48 @@ class OverlappedCollector:
 
     def shutdown(self) -> None:
         """Wait for the batch under way, which is lost, and end the workers."""
-        self._thread.shutdown(wait=True)
+        if self._pending is not None:
+            with contextlib.suppress(ChildProcessError):
+                self._wait(self._pending)
         threads = torch.get_num_threads()
         self._collector.shutdown()
         torch.set_num_threads(threads)  # TorchRL adds one for each worker
 
     def _request(self) -> Future[TensorDictBase]:
-        # Handing over weights waits for every worker's answer: one that is dead would never give it.
-        dead = [i for i, process in enumerate(self._collector.procs) if not process.is_alive()]
-        if dead:
-            raise ChildProcessError(f"process {dead[0]} of those that collect has died between two batches")
-        if self._outdated:
-            weights = TensorDict.from_module(self._policy).data.to("cpu")
-            self._collector.update_policy_weights_(weights)
+        weights = None
+        if self._outdated:  # a copy, since the policy will change while it is handed over
+            weights = TensorDict.from_module(self._policy).data.to("cpu").clone()
             self._outdated = False
-        return self._thread.submit(next, self._batches)
+        future: Future[TensorDictBase] = Future()
+        # All that waits for a worker: where one dies with a lock or half a message, that is for ever.
+        threading.Thread(target=self._fetch, args=(weights, future), daemon=True).start()
+        return future
+
+    def _fetch(self, weights: TensorDictBase | None, future: Future[TensorDictBase]) -> None:
+        try:
+            if weights is not None:
+                self._collector.update_policy_weights_(weights)
+            future.set_result(next(self._batches))
+        except BaseException as error:  # raised where the batch is waited for
+            future.set_exception(error)
+
+    def _wait(self, pending: Future[TensorDictBase]) -> TensorDictBase:
+        while True:
+            try:
+                return pending.result(timeout=1.0)
+            except StillWaiting:
+                if all(_alive(process) for process in self._collector.procs):
+                    continue
+                reason = "it did not answer"
+            except RuntimeError as error:
+                reason = str(error)
+            raise ChildProcessError(
+                f"a process that collects has died; what it had to say is printed above ({reason})"
+            )
+
+
+def _alive(process: BaseProcess) -> bool:
+    try:
+        return process.is_alive()
+    except ValueError:  # TorchRL closes the others when it finds one dead
+        return False
