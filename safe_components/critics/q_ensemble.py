@@ -186,16 +186,17 @@ class QEnsemble(nn.Module):
     def _first_layer(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Factors of the first hidden layer before its activation: ``[E, B, K, 1+a]``, ``[E, B, 1+a, h]``.
 
-        ``u + W_a a`` is the product of ``[1, a]`` and ``[u; W_a]``, with ``u = W_s s + b`` of the state. Layer
-        normalisation needs no pass over the ``h`` columns: without the mean of each row of ``u`` and ``W_a``
-        the result has mean zero, and its variance is a quadratic form in ``a``,
+        ``u + W_a a`` is the product of ``[1, a]`` and ``[u; W_a]``, with ``u = W_s s + b`` of the state.
+        Layer normalisation needs no pass over the ``h`` columns: without the mean of each row of ``u`` and
+        ``W_a`` the result has mean zero, and its variance is a quadratic form in ``a``,
 
             h var = |u|^2 + 2 (W_a u)^T a + a^T W_a W_a^T a
 
         so ``[1, a]`` is divided by the standard deviation instead.
         """
         members, states, per_state = self.num_members, *action.shape[:2]
-        state_part, weight = self._state_part(observation), self.weight_action
+        state_part = self._state_part(observation)
+        weight: Tensor = self.weight_action
         coordinates = F.pad(action, (1, 0), value=1.0).expand(members, -1, -1, -1)
         if self.layer_norm:
             state_part = state_part - state_part.mean(-1, keepdim=True)

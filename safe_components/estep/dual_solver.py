@@ -12,7 +12,7 @@ from safe_components.estep.checks import check_shapes, check_values
 from safe_components.estep.kkt import kkt_residual
 from safe_components.estep.scaling import ScaledProblem, scale_problem
 from safe_components.estep.solution import DualSolution
-from safe_components.ops.dual import DualProblem, dual_problem, dual_terms
+from safe_components.ops.dual import DualProblem, DualTerms, dual_problem, dual_terms
 
 Infeasible = Literal["recover", "clip"]
 
@@ -24,6 +24,14 @@ class Minimum(NamedTuple):
     """``[..., 1 + m]``: ``(eta, lam)``, scaled."""
     iterations: Tensor
     """``[...]`` int: evaluations spent."""
+    terms: DualTerms | None = None
+    """the dual at ``point``, if the solver's last evaluation was there for every problem"""
+
+    def evaluated(self, problem: DualProblem) -> DualTerms:
+        """The dual at ``point``."""
+        if self.terms is not None:
+            return self.terms
+        return dual_terms(problem, self.point[..., 0], self.point[..., 1:], hessian=False)
 
 
 class DualSolver(nn.Module, ABC):
@@ -146,13 +154,14 @@ class DualSolver(nn.Module, ABC):
         else:
             upper = self.lam_max * to_scaled
         upper[..., 0] = torch.inf
-        cold = self._cold_start(problem)
-        start = cold
-        if init is not None:
-            warm = torch.cat(
-                [init[0].unsqueeze(-1) / scaled.spread[..., :1], init[1] * to_scaled[..., 1:]], dim=-1
-            )
-            start = torch.where(warm.isfinite(), warm, cold)
+        if init is None:
+            start = self._cold_start(problem)
+        else:
+            first = init[0].unsqueeze(-1) / scaled.spread[..., :1]
+            start = torch.cat([first, init[1] * to_scaled[..., 1:]], dim=-1)
+            known = start.isfinite()
+            if not self.synchronises or not bool(known.all()):
+                start = torch.where(known, start, self._cold_start(problem))
         start = start.clamp(lower, upper)
 
         if infeasible == "recover":
@@ -161,7 +170,7 @@ class DualSolver(nn.Module, ABC):
         else:
             enough = torch.full_like(start[..., 0], -torch.inf)
         main = self.minimise(problem, start, lower, upper, scaled.spread, enough)
-        terms = dual_terms(problem, main.point[..., 0], main.point[..., 1:], hessian=False)
+        terms = main.evaluated(problem)
         residual = kkt_residual(terms.gradient, main.point, lower, upper, problem.epsilon)
         violated = (-terms.gradient[..., 1:] > self.feasible_tol).any(-1)
         answer = _Answer(
@@ -222,7 +231,7 @@ class DualSolver(nn.Module, ABC):
         spread = scaled.spread.clone()
         spread[..., 0] = 1.0
         minimum = self.minimise(problem, start, lower, upper, spread, enough)
-        terms = dual_terms(problem, minimum.point[..., 0], minimum.point[..., 1:], hessian=False)
+        terms = minimum.evaluated(problem)
         residual = kkt_residual(terms.gradient, minimum.point, lower, upper, problem.epsilon)
         reward = (terms.weight * scaled.problem.features[..., 0, :, :]).sum(-1).mean(-1)
         expectation = torch.cat([reward.unsqueeze(-1), terms.expectation[..., 1:]], dim=-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -134,6 +134,7 @@ class MStepLoss(LossModule):
         self.convert_to_functional(policy, "policy", create_target_params=True)
         self.trust_region = trust_region
         self._single_network = _is_single_network(policy)
+        self._in_place = self._holds_own_parameters()
         self._last: tuple[list[tuple[Tensor, int]], OldPolicy] | None = None
 
     @property
@@ -193,15 +194,34 @@ class MStepLoss(LossModule):
             [],
         )
 
+    def _holds_own_parameters(self) -> bool:
+        """Whether the network computes with the memory of ``policy_params``: nothing to swap then."""
+        network = TensorDict.from_module(self.policy)
+        return all(
+            key in network.keys(True, True)
+            and (tensor.data_ptr(), tensor.dtype) == (network[key].data_ptr(), network[key].dtype)
+            for key, tensor in self.policy_params.items(True, True)
+        )
+
+    def _apply(self, *args: Any, **kwargs: Any) -> MStepLoss:
+        """Move or cast; the network may be left behind."""
+        super()._apply(*args, **kwargs)
+        self._in_place = self._holds_own_parameters()
+        return self
+
     def _gaussian(self, params: TensorDictParams, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """``loc`` and ``scale_tril`` of the policy with these parameters; writes nothing to the input."""
         # Swapped in as they are: "preserving the module's state" would turn target buffers into parameters.
         if self._single_network:
             # Called on tensors: the dictionaries in between would cost half of what the network does.
             module = self.policy.module[0]
-            own = params.get(("module", "0", "module"))
-            with own.to_module(module.module, preserve_module_state=False):
-                values = module.module(*(tensordict[key] for key in module.in_keys))
+            inputs = [tensordict[key] for key in module.in_keys]
+            if self._in_place and params is self.policy_params:
+                values = module.module(*inputs)
+            else:
+                own = params.get(("module", "0", "module"))
+                with own.to_module(module.module, preserve_module_state=False):
+                    values = module.module(*inputs)
             outputs = dict(zip(module.out_keys, values, strict=True))
         else:
             with params.to_module(self.policy, preserve_module_state=False):

@@ -25,13 +25,22 @@ class OldPolicy(NamedTuple):
     """``Σ_i log (L_old)_ii [...]``."""
     moments: WhitenedMoments
     """of the particles, about the old policy."""
+    base: Tensor
+    """``[5]``: what of each mean in `DecoupledTerms` does not depend on the new policy."""
 
     @classmethod
     def of(cls, loc: Tensor, scale_tril: Tensor, action: Tensor, weight: Tensor) -> OldPolicy:
         """From the old Gaussian and particles ``action [..., K, a]`` with ``weight [..., K]``."""
-        whiten = _inverse(scale_tril)
-        white = (action - loc.unsqueeze(-2)) @ whiten.mT
-        return cls(loc, scale_tril, whiten, log_diag(scale_tril), weighted_moments(white, weight))
+        whiten, log_size = _inverse(scale_tril), log_diag(scale_tril)
+        moments = weighted_moments((action - loc.unsqueeze(-2)) @ whiten.mT, weight)
+        size, states = loc.shape[-1], log_size.numel()
+        constant = 0.5 * size * math.log(2 * math.pi)
+        log_total = (moments.total * (log_size + constant)).sum() / states
+        trace = moments.second.diagonal(dim1=-2, dim2=-1).sum() / states
+        entropy = log_size.sum() / states + (constant + 0.5 * size)
+        zero = torch.zeros_like(trace)
+        base = torch.stack([-0.5 * trace - log_total, -log_total, zero, zero, entropy])
+        return cls(loc, scale_tril, whiten, log_size, moments, base)
 
 
 class DecoupledTerms(NamedTuple):
@@ -59,8 +68,8 @@ def decoupled_terms(old: OldPolicy, loc: Tensor, scale_tril: Tensor) -> Decouple
         kl_mean  = mean ½ δᵀδ
         kl_cov   = mean Σ_i log L_ii / (L_old)_ii + ½ [tr(M Mᵀ) - a]
 
-    the last one summed as ``½ |M - I|² + tr(M - I) - Σ_i log M_ii``, which keeps its digits where the policy has
-    hardly moved. For weights ``g`` on the four terms the gradient is, per state and before the mean,
+    the last one summed as ``½ |M - I|² + tr(M - I) - Σ_i log M_ii``, which keeps its digits where the policy
+    has hardly moved. For weights ``g`` on the four terms the gradient is, per state and before the mean,
 
         ∂μ = L_old^-T [g_kl_mean δ + g_fit_mean (e - w δ)]
         ∂L = -tril(L^-T M A Mᵀ) + diag((g_kl_cov - w g_fit_cov) / L_ii),    A = g_kl_cov I - g_fit_cov S
@@ -106,9 +115,8 @@ class _Decoupled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loc: Tensor, scale_tril: Tensor, old: OldPolicy) -> tuple[Tensor, ...]:
         total, first, second = old.moments
-        size, states = loc.shape[-1], total.numel()
         shift = (old.whiten @ (loc - old.loc).unsqueeze(-1)).squeeze(-1)
-        pull = first - total.unsqueeze(-1) * shift
+        pull = torch.addcmul(first, total.unsqueeze(-1), shift, value=-1.0)
         inverse = _inverse(scale_tril)
         ratio = inverse @ old.scale_tril
         spread = ratio @ second
@@ -119,23 +127,17 @@ class _Decoupled(torch.autograd.Function):
         moved = change.diagonal(dim1=-2, dim2=-1)
         log_change = moved.log().sum(-1)  # of L_old against L
         moved -= 1.0
-        constant = 0.5 * size * math.log(2 * math.pi)
-        log_total = _dot(total, old.log_diag) + constant * total.sum()
-        trace = second.diagonal(dim1=-2, dim2=-1).sum()
         shrunk = log_change.sum()
-        sums = torch.stack(
-            [
-                0.5 * (_dot(first + pull, shift) - trace) - log_total,
-                _dot(total, log_change) - 0.5 * _dot(spread, ratio) - log_total,
-                0.5 * _dot(shift, shift),
-                0.5 * _dot(change, change) + moved.sum() - shrunk,
-                old.log_diag.sum() - shrunk,
-            ]
-        )
-        *means, log_size = (sums / states).unbind()
-        entropy = log_size + (constant + 0.5 * size)
-        ctx.mark_non_differentiable(entropy)
-        return *means, entropy
+        sums = [
+            0.5 * _dot(first + pull, shift),
+            _dot(total, log_change) - 0.5 * _dot(spread, ratio),
+            0.5 * _dot(shift, shift),
+            0.5 * _dot(change, change) + moved.sum() - shrunk,
+            -shrunk,
+        ]
+        means = torch.add(old.base, torch.stack(sums), alpha=1.0 / total.numel()).unbind()
+        ctx.mark_non_differentiable(means[-1])
+        return means
 
     @staticmethod
     @once_differentiable

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 class DualProblem(NamedTuple):
@@ -101,26 +102,26 @@ def dual_terms(problem: DualProblem, eta: Tensor, lam: Tensor, hessian: bool = T
     features = problem.features
     states, particles = features.shape[-2:]
     eta = eta.unsqueeze(-1)
-    theta = torch.cat([torch.ones_like(eta), -lam], dim=-1) / eta  # z = theta . features
+    theta = F.pad(-lam, (1, 0), value=1.0) / eta  # z = theta . features
     z = (theta.unsqueeze(-2) @ features.flatten(-2)).unflatten(-1, (states, particles))
+    # Of z and the costs, not of reward and costs: where eta is small, z is a small difference.
+    moments = torch.cat([z, features[..., 1:, :, :]], dim=-3)
     logits = z.squeeze(-3) if problem.log_prior is None else z.squeeze(-3) + problem.log_prior
     highest = logits.amax(-1, keepdim=True)
     weight = (logits - highest).exp_()
     total = weight.sum(-1, keepdim=True)
     weight = weight.div_(total)
-    log_partition = (highest + total.log_()).mean((-2, -1))
+    log_partition = total.log_().add_(highest).mean((-2, -1))
     if problem.log_prior is None:
         log_partition = log_partition - math.log(particles)
 
-    # Of z and the costs, not of reward and costs: where eta is small, z is a small difference.
-    moments = torch.cat([z, features[..., 1:, :, :]], dim=-3)
     weights = weight.unsqueeze(-3)
     mean = (weights * moments).sum(-1, keepdim=True)  # [..., 1 + m, B, 1]
     expected = mean.mean((-2, -1))
     expected_z, expected_cost = expected[..., :1], expected[..., 1:]
-    slack = problem.epsilon - (expected_z.squeeze(-1) - log_partition)
-    gradient = torch.cat([slack.unsqueeze(-1), problem.cost_limits - expected_cost], dim=-1)
-    value = eta.squeeze(-1) * (problem.epsilon + log_partition) + (lam * problem.cost_limits).sum(-1)
+    room = problem.epsilon + log_partition
+    gradient = torch.cat([room.unsqueeze(-1) - expected_z, problem.cost_limits - expected_cost], dim=-1)
+    value = eta.squeeze(-1) * room + (lam * problem.cost_limits).sum(-1)
     expected_reward = eta * expected_z + (lam * expected_cost).sum(-1, keepdim=True)
     expectation = torch.cat([expected_reward, expected_cost], dim=-1)
     if not hessian:

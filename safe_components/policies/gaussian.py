@@ -68,6 +68,7 @@ class GaussianNet(nn.Module):
     center: Tensor
     half_range: Tensor
     _entry: Tensor
+    _floor: Tensor
 
     def __init__(
         self,
@@ -98,13 +99,15 @@ class GaussianNet(nn.Module):
         self.action_dim, self.min_std, self.init_std, self.covariance = n, min_std, init_std, covariance
         self.register_buffer("center", (high + low) / 2)
         self.register_buffer("half_range", (high - low) / 2)
-        off_diagonal = n * (n - 1) // 2 if covariance == "full" else 0
-        # Entry (i, j) of the factor is taken from the list [below the diagonal, diagonal, zero].
-        entry = torch.full((n, n), off_diagonal + n)
-        entry.diagonal().copy_(torch.arange(off_diagonal, off_diagonal + n))
-        if off_diagonal:
-            entry[tuple(torch.tril_indices(n, n, offset=-1))] = torch.arange(off_diagonal)
-        self.register_buffer("_entry", entry.flatten(), persistent=False)
+        # A product with zeros and ones puts the list [diagonal, below the diagonal] in its places; it is
+        # exact, and both directions of it are one operation.
+        places = [(i, i) for i in range(n)]
+        places += torch.tril_indices(n, n, offset=-1).T.tolist() if covariance == "full" else []
+        entry = torch.zeros(len(places), n, n)
+        for k, (i, j) in enumerate(places):
+            entry[k, i, j] = 1.0
+        self.register_buffer("_entry", entry.flatten(1), persistent=False)
+        self.register_buffer("_floor", (min_std * torch.eye(n)).flatten(), persistent=False)
         # softplus(v + const) = init_std - min_std at v = 0
         self._shift = math.log(math.expm1(init_std - min_std))
 
@@ -112,7 +115,7 @@ class GaussianNet(nn.Module):
         layers: list[nn.Module] = []
         for width_in, width_out in itertools.pairwise(sizes):
             layers += [nn.Linear(width_in, width_out), activation()]
-        output = nn.Linear(sizes[-1], 2 * n + off_diagonal)
+        output = nn.Linear(sizes[-1], n + len(places))
         with torch.no_grad():
             output.weight.mul_(_OUTPUT_INIT)
             output.bias.zero_()
@@ -126,14 +129,13 @@ class GaussianNet(nn.Module):
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """``observation [..., o]`` to ``(loc [..., a], scale_tril [..., a, a])``."""
         n = self.action_dim
-        raw = self.net(observation)
-        loc = self.center + self.half_range * torch.tanh(raw[..., :n])
-        diagonal = self.min_std + F.softplus(raw[..., n : 2 * n] + self._shift)
-        if self.covariance == "diagonal":
-            return loc, torch.diag_embed(self.half_range * diagonal)
-        entries = torch.cat([raw[..., 2 * n :], diagonal, torch.zeros_like(raw[..., :1])], -1)
-        factor = entries.index_select(-1, self._entry).unflatten(-1, (n, n))
-        return loc, self.half_range.unsqueeze(-1) * factor
+        raw = self.net(observation.reshape(-1, observation.shape[-1]))
+        loc = torch.addcmul(self.center, self.half_range, torch.tanh(raw[:, :n]))
+        diagonal = F.softplus(raw[:, n : 2 * n] + self._shift)
+        entries = diagonal if self.covariance == "diagonal" else torch.cat([diagonal, raw[:, 2 * n :]], -1)
+        factor = torch.addmm(self._floor, entries, self._entry).unflatten(-1, (n, n))
+        lead = observation.shape[:-1]
+        return loc.view(*lead, n), (self.half_range.unsqueeze(-1) * factor).view(*lead, n, n)
 
 
 def gaussian_policy(
