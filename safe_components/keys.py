@@ -13,7 +13,6 @@ arguments; these are the defaults everywhere.
 | ``("next", "cost")`` | [B, m] | cost per step | environment | cost critic |
 | ``("next", "episode_reward")`` | [B, 1] | undiscounted sum so far | ``RewardSum`` | logging |
 | ``("next", "episode_cost")`` | [B, m] | undiscounted sum so far | ``RewardSum`` | logging, multipliers |
-| ``("next", "policy_action")`` | [B, a] | of the action | first critic's loss | the others' losses |
 | ``("particles", "action")`` | [B, K, a] | of the action | particles | critics, M-step |
 | ``("particles", "loc")`` | [B, a] | reference policy at the sampled states | particles | M-step |
 | ``("particles", "scale_tril")`` | [B, a, a] | as above, Cholesky factor | particles | M-step |
@@ -36,7 +35,6 @@ DONE = ("next", "done")
 TERMINATED = ("next", "terminated")
 TRUNCATED = ("next", "truncated")
 NEXT_OBSERVATION = ("next", "observation")
-POLICY_ACTION = "policy_action"  # under "next": what the policy would do there
 EPISODE_REWARD = ("next", "episode_reward")
 EPISODE_COST = ("next", "episode_cost")
 

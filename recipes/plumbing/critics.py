@@ -71,13 +71,7 @@ class ConstrainedCritics:
             smooth_action=smooth_action,
         )
         self.reward_td = td(self.reward, reward_key=keys.REWARD, aggregate="min", entropy_coef=entropy_coef)
-        self.cost_td = td(
-            self.cost,
-            reward_key=keys.COST,
-            aggregate=cost_aggregate,
-            std_coef=cost_std_coef,
-            reuse_next_action=True,
-        )
+        self.cost_td = td(self.cost, reward_key=keys.COST, aggregate=cost_aggregate, std_coef=cost_std_coef)
         # TorchRL wants the updaters before the target parameters are first used.
         losses = (self.reward_td, self.cost_td)
         self._targets = [SoftUpdate(loss, eps=config.critic_polyak) for loss in losses]

@@ -37,8 +37,7 @@ class TDLoss(LossModule):
     Reads ``observation``, ``action``, ``("next", "observation")``, ``("next", reward)``, ``("next",
     "terminated")``, optionally ``steps_to_next_obs [B]`` and the importance weights ``_weight [B]`` of a
     prioritized buffer (means over ``b`` then weigh them). Writes ``td_error [B]``, the priority
-    ``mean_{e,i} |Q - y|``, and ``("next", "policy_action") [B, a]``, the next action it has drawn, into its
-    input. The keys can be renamed with ``set_keys``.
+    ``mean_{e,i} |Q - y|``, into its input. The keys can be renamed with ``set_keys``.
 
     Returns a TensorDict without batch size:
 
@@ -70,9 +69,6 @@ class TDLoss(LossModule):
         loss_function: ``d``: ``"l2"`` (no factor ½), ``"l1"`` or ``"smooth_l1"`` (Huber, ``δ = 1``).
         smooth_action: function ``[B, a] -> [B, a]`` applied to the next action, as `TargetSmoothing`; not
             together with ``entropy_coef``, whose ``log π`` is that of the policy's own action.
-        reuse_next_action: True takes the next actions that another loss has left in the batch instead of
-            drawing its own: every loss that draws writes ``("next", "policy_action")``. Reward and cost
-            critics of one policy then run it once. Not together with ``entropy_coef``.
 
     Raises:
         ValueError: if a setting is out of range; in ``forward``, if the shapes do not fit together.
@@ -114,7 +110,6 @@ class TDLoss(LossModule):
         reward: NestedKey = keys.REWARD
         terminated: NestedKey = keys.TERMINATED
         steps_to_next_obs: NestedKey = "steps_to_next_obs"
-        next_policy_action: NestedKey = keys.POLICY_ACTION
         priority: NestedKey = "td_error"
         priority_weight: NestedKey = "_weight"
 
@@ -139,7 +134,6 @@ class TDLoss(LossModule):
         entropy_coef: float | Callable[[], Tensor] = 0.0,
         loss_function: str = "l2",
         smooth_action: Callable[[Tensor], Tensor] | None = None,
-        reuse_next_action: bool = False,
     ) -> None:
         super().__init__()
         self.set_keys(reward=reward_key)
@@ -168,9 +162,6 @@ class TDLoss(LossModule):
         self.__dict__["policy"] = policy
         self.__dict__["policy_params"] = policy_params
         self.__dict__["smooth_action"] = smooth_action
-        if reuse_next_action and self._soft:
-            raise ValueError("entropy_coef needs log π of the next action: draw it (reuse_next_action=False)")
-        self.reuse_next_action = reuse_next_action
         _check_aggregate(aggregate, std_coef)
 
     @property
@@ -247,14 +238,9 @@ class TDLoss(LossModule):
 
     def _next_value(self, following: TensorDictBase) -> Tensor:
         """``mean_j agg_e Q'_e(s', a'_j)``, soft if asked for: ``[..., num_outputs]``."""
-        key = self.tensor_keys.next_policy_action
-        if self.reuse_next_action:
-            action, log_prob = following[key], None
-        else:
-            action, log_prob = self._next_action(following)
-            if self.smooth_action is not None:
-                action = self.smooth_action(action)
-            following.set(key, action)
+        action, log_prob = self._next_action(following)
+        if self.smooth_action is not None:
+            action = self.smooth_action(action)
         observation = following[self.tensor_keys.observation]
         with self.target_critic_params.to_module(self.critic, preserve_module_state=False):
             q = self.critic(observation, action)

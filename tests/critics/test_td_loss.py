@@ -369,28 +369,3 @@ def test_bad_settings_are_named(kwargs, message):
 def test_bad_n_step_settings_are_named(n_steps, gamma):
     with pytest.raises(ValueError, match=r"n_steps|gamma"):
         n_step_transform(n_steps, gamma)
-
-
-@pytest.mark.parametrize("samples", [1, 3])
-def test_a_second_loss_reuses_the_next_action_of_the_first(samples):
-    torch.manual_seed(0)
-    policy, batch = stochastic(0.3), batch_of(6)
-    options = {"gamma": GAMMA, "aggregate": "mean", "num_action_samples": samples}
-    first = TDLoss(LinearQ([1.0], [0.0]), policy, **options)
-    second = TDLoss(LinearQ([2.0], [0.5]), policy, reuse_next_action=True, **options)
-    _ = [SoftUpdate(loss, tau=0.1) for loss in (first, second)]
-    with pytest.raises(KeyError, match="policy_action"):
-        second.target(batch)
-    first(batch)
-    action = batch["next", "policy_action"]
-    assert action.shape == ((6, 1) if samples == 1 else (6, samples, 1))
-    # y = r + gamma mean_j Q'(s', a'_j) with Q' = 2 a + 0.5 of the very actions the first loss has drawn.
-    drawn = action.reshape(6, samples).mean(1, keepdim=True)
-    ended = batch["next", "terminated"]
-    expected = batch["next", "reward"] + GAMMA * torch.where(ended, 0.0, 2 * drawn + 0.5)
-    torch.testing.assert_close(second.target(batch), expected)
-
-
-def test_a_soft_loss_draws_its_own_next_action():
-    with pytest.raises(ValueError, match="reuse_next_action"):
-        TDLoss(LinearQ([1.0], [0.0]), stochastic(), entropy_coef=0.1, reuse_next_action=True)
