@@ -119,12 +119,21 @@ class GemmLimit:
         sizes: of the update.
         threads: PyTorch runs with.
         clock: seconds.
+        device: of the operands; products are taken in blocks on the CPU only.
     """
 
-    def __init__(self, sizes: Sizes, threads: int, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        sizes: Sizes,
+        threads: int,
+        clock: Callable[[], float] = time.perf_counter,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.products = update_products(sizes)
         self._clock = clock
-        self._calls = [(product, _prepare(product, BLOCK_ROWS * threads)) for product in self.products]
+        device = torch.device(device)
+        rows = BLOCK_ROWS * threads if device.type == "cpu" else None
+        self._calls = [(product, _prepare(product, rows, device)) for product in self.products]
 
     def run(self) -> dict[str, float]:
         """Do all products of one update; seconds by phase."""
@@ -136,21 +145,27 @@ class GemmLimit:
             seconds[product.phase] += self._clock() - start
         return seconds
 
+    def once(self) -> None:
+        """Do all products of one update, without a look at the clock."""
+        for product, call in self._calls:
+            for _ in range(product.times):
+                call()
 
-def _prepare(product: Product, block_rows: int) -> Callable[[], object]:
+
+def _prepare(product: Product, block_rows: int | None, device: torch.device) -> Callable[[], object]:
     members = product.members
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(members, *shape, generator=generator)
+        return torch.randn(members, *shape, generator=generator).to(device)
 
     left, right = normal(product.rows, product.inner), normal(product.inner, product.columns)
     if product.kind == "weight gradient":
         left = left.mT.contiguous().mT
     elif product.kind == "input gradient":
         right = right.mT.contiguous().mT
-    if product.kind == "weight gradient" or product.rows <= block_rows:
-        result = torch.empty(members, product.rows, product.columns)
+    if product.kind == "weight gradient" or block_rows is None or product.rows <= block_rows:
+        result = torch.empty(members, product.rows, product.columns, device=device)
         return lambda: torch.bmm(left, right, out=result)
 
     buffer = torch.empty(block_rows, product.columns)
