@@ -191,9 +191,9 @@ def show(result: dict[str, Any]) -> str:
     lines = [
         f"\n### {result['name']}\n",
         f"- products alone: {1e3 * alone:.3f} ms, {result['flops'] / alone / 1e9:,.0f} GFLOP/s",
-        f"- starting a kernel: {cost['one by one']:.2f} µs one by one, {cost['in a graph']:.2f} µs in a graph",
+        f"- a kernel's start: {cost['one by one']:.2f} µs one by one, {cost['in a graph']:.2f} µs in a graph",
         "",
-        "| execution | updates/s | × published | GFLOP/s | kernels | their starts, ms | limit | share of it |",
+        "| execution | updates/s | × published | GFLOP/s | kernels | starts, ms | limit | share of it |",
         "|---|" + "---:|" * 5 + "---|---:|",
     ]
     for execution, value in result["executions"].items():

@@ -31,7 +31,7 @@ def memory_needed(
 ) -> dict[str, int]:
     """Bytes by part: the buffers exactly, the networks to within their few buffers, an update at most.
 
-        buffer     transitions (8 o + 4 a + 4 m + 32),  with window: transitions (4 o + 8) more
+        buffer     transitions (8 o + 4 a + 8 m + 28),  with window: transitions (4 o + 8) more
         networks   5 (4 bytes) parameters: weights, gradients, Adam's two moments, targets
         update     the activations of the particles' scores and of a critics' step, and the E-step's float64
 
@@ -48,9 +48,9 @@ def memory_needed(
         ``buffer``, ``networks``, ``update``.
     """
     o, a, m = observation_dim, action_dim, num_costs
-    # Observations, action, reward twice (once before the n-step sum), costs, discount; step count and index;
-    # three flags of the episode's end and one of the n-step sum.
-    row = _FLOAT * (2 * o + a + 2 + m + 1) + 2 * _LONG + 4 * _BOOL
+    # Observations, action, reward, costs twice (TorchRL keeps those before the n-step sum), discount; step
+    # count and index; three flags of the episode's end and one of the n-step sum.
+    row = _FLOAT * (2 * o + a + 1 + 2 * m + 1) + 2 * _LONG + 4 * _BOOL
     buffer = config.buffer_size // config.env.frame_skip * row
     if window is not None and window < config.buffer_size:
         buffer += window // config.env.frame_skip * (_FLOAT * o + _LONG)
