@@ -68,7 +68,7 @@ def test_an_update_on_cuda_stays_within_what_is_said(tmp_path):
     flags += "--hidden-sizes 256 256 --total-frames 12000 --log-interval 6000 --loggers --no-progress"
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    settings = cvpo.launch(cvpo.main, cvpo.Config, [*flags.split(), "--run-dir", str(tmp_path / "run")])
+    cvpo.launch(cvpo.main, cvpo.Config, [*flags.split(), "--run-dir", str(tmp_path / "run")])
     held = torch.cuda.max_memory_allocated() - before
     settings = dataclasses.replace(
         cvpo.Config(), device="cuda", batch_size=300, num_particles=64, hidden_sizes=(256, 256)
@@ -80,8 +80,8 @@ def test_an_update_on_cuda_stays_within_what_is_said(tmp_path):
 def test_what_does_not_fit_is_said_with_its_bytes(monkeypatch):
     settings = config(buffer_size=10**10, hidden_sizes=(32, 16))
     task = Task(settings)
+    monkeypatch.setattr(memory, "available_bytes", lambda _: 2**30)
     with pytest.raises(ValueError, match=r"needs 380,\d{3},\d{3},\d{3} bytes") as said:
-        monkeypatch.setattr(memory, "available_bytes", lambda _: 2**30)
         require_memory(settings, task, particles=16)
     message = str(said.value)
     assert "on cpu, where 1,073,741,824 are free" in message
