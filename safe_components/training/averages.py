@@ -24,27 +24,33 @@ class Averages:
     """
 
     def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
+        # Totals and counts of values that come together, by device, names and lengths: one addition for all.
+        self._sums: dict[tuple[torch.device, tuple[tuple[str, int], ...]], tuple[torch.Tensor, int]] = {}
 
     def add(self, values: Mapping[str, torch.Tensor]) -> None:
         """Add one value of each name; a vector [m] becomes ``name``, ``name_1``, ``name_2``, ..."""
+        by_device: dict[torch.device, list[tuple[str, torch.Tensor]]] = {}
         for name, value in values.items():
-            for index, entry in enumerate(value.detach().to(torch.float64).reshape(-1).unbind()):
-                key = f"{name}_{index}" if index else name
-                self._sums[key] = self._sums[key] + entry if key in self._sums else entry
-                self._counts[key] = self._counts.get(key, 0) + 1
+            row = value.detach().reshape(-1).to(torch.float64)
+            by_device.setdefault(value.device, []).append((name, row))
+        for device, rows in by_device.items():
+            together = torch.cat([row for _, row in rows])
+            key = device, tuple((name, row.numel()) for name, row in rows)
+            total, count = self._sums.get(key, (0.0, 0))
+            self._sums[key] = together + total, count + 1
 
     def pop(self) -> dict[str, float]:
         """The means since the last call, as numbers; this is where the device is waited for."""
-        if not self._sums:
-            return {}
-        names = list(self._sums)
-        device = self._sums[names[0]].device  # one transfer for all that live there
-        sums = torch.stack([self._sums[name].to(device) for name in names]).tolist()
-        means = {name: total / self._counts[name] for name, total in zip(names, sums, strict=True)}
-        self._sums, self._counts = {}, {}
-        return means
+        sums: dict[str, tuple[float, int]] = {}
+        for (_, names), (total, count) in self._sums.items():
+            numbers = iter(total.tolist())  # one transfer for all that come together
+            for name, length in names:
+                for index in range(length):
+                    column = f"{name}_{index}" if index else name
+                    before, counted = sums.get(column, (0.0, 0))
+                    sums[column] = before + next(numbers), counted + count
+        self._sums = {}
+        return {column: total / count for column, (total, count) in sums.items()}
 
 
 def episode_summary(
