@@ -136,12 +136,12 @@ def main(config: Config) -> None:
     target = config.estep_critics == "target"
     particles = ParticleSampler(
         policy,
-        critics.reward,
-        critics.cost,
+        critics.critic,
+        None,
         config.num_particles,
         policy_params=mstep.target_policy_params,
-        reward_params=critics.reward_td.target_critic_params if target else None,
-        cost_params=critics.cost_td.target_critic_params if target else None,
+        reward_params=critics.td.target_critic_params if target else None,
+        split=critics.critic.split,
         cost_aggregate=config.cost_aggregate,
     )
 

@@ -62,7 +62,7 @@ def main(config: Config) -> None:
         config, task, policy, reward_critics=1, policy_params=lambda: actor.target_policy_params
     )
     actor = DeterministicLagLoss(
-        policy, critics.reward, critics.cost, multiplier, normalise=config.normalise
+        policy, critics.critic.reward(), critics.critic.cost(), multiplier, normalise=config.normalise
     ).to(task.device)
     target_actor = SoftUpdate(actor, eps=config.policy_polyak)
     policy_optim = torch.optim.Adam(actor.parameters(), lr=config.policy_lr)

@@ -86,8 +86,8 @@ def main(config: Config) -> None:
     limits = q_cost_limit(config.cost_limit, config.gamma, task.episode_length) if config.cal else None
     actor = SACLagLoss(
         policy,
-        critics.reward,
-        critics.cost,
+        critics.critic.reward(),
+        critics.critic.cost(),
         multiplier,
         cost_aggregate="conservative" if config.cal else config.cost_aggregate,
         std_coef=config.cost_std,

@@ -77,7 +77,7 @@ def main(config: Config) -> None:
         ).to(task.device),
     )
     actor = DeterministicLagLoss(
-        policy, critics.reward, critics.cost, multiplier, normalise=config.normalise
+        policy, critics.critic.reward(), critics.critic.cost(), multiplier, normalise=config.normalise
     ).to(task.device)
     target_actor = SoftUpdate(actor, eps=config.policy_polyak)
     policy_optim = torch.optim.Adam(actor.parameters(), lr=config.policy_lr)

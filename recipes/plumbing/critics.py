@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,21 +12,20 @@ from torchrl.objectives import SoftUpdate
 
 from plumbing.off_policy import OffPolicyConfig
 from plumbing.task import Task
-from safe_components import keys
-from safe_components.critics import QEnsemble, TDLoss
+from safe_components.critics import ConstrainedQEnsemble, ConstrainedTDLoss
 from safe_components.ops import Aggregate
 
 __all__ = ["ConstrainedCritics"]
 
 
 class ConstrainedCritics:
-    """Q ensembles of reward and costs with their losses, target networks and one optimiser.
+    """A Q ensemble of reward and costs with its loss, target network and optimiser.
 
     Args:
         config: sizes, discount and step sizes.
         task: sizes of the spaces.
         policy: acts in the next state of the temporal-difference targets.
-        reward_critics: members of the reward's ensemble; their minimum is the target.
+        reward_critics: members for the reward; their minimum is the target.
         cost_aggregate: how the members for the costs become one.
         cost_std_coef: weight of their standard deviation where that is ``"conservative"``.
         policy_params: parameters that act in place of the policy's own, or a function returning them.
@@ -35,8 +33,8 @@ class ConstrainedCritics:
         smooth_action: applied to the next action of both targets.
 
     Attributes:
-        reward, cost: the ensembles.
-        reward_td, cost_td: their losses, which hold the target parameters.
+        critic: the ensemble; its ``reward()`` and ``cost()`` are critics of their own.
+        td: its loss, which holds the target parameters.
         components: what a checkpoint needs, by name.
     """
 
@@ -53,47 +51,42 @@ class ConstrainedCritics:
         entropy_coef: float | Callable[[], torch.Tensor] = 0.0,
         smooth_action: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
-        ensemble = functools.partial(
-            QEnsemble,
+        self.critic = ConstrainedQEnsemble(
             task.observation_dim,
             task.action_dim,
+            num_reward_members=reward_critics,
+            num_cost_members=config.cost_critics,
+            num_costs=task.num_costs,
             hidden_sizes=config.hidden_sizes,
             layer_norm=config.layer_norm,
             **task.bounds,
-        )
-        self.reward = ensemble(reward_critics).to(task.device)
-        self.cost = ensemble(config.cost_critics, task.num_costs).to(task.device)
-        td = functools.partial(
-            TDLoss,
-            policy=policy,
+        ).to(task.device)
+        self.td = ConstrainedTDLoss(
+            self.critic,
+            policy,
             gamma=config.gamma,
+            cost_aggregate=cost_aggregate,
+            cost_std_coef=cost_std_coef,
             policy_params=policy_params,
+            entropy_coef=entropy_coef,
             smooth_action=smooth_action,
         )
-        self.reward_td = td(self.reward, reward_key=keys.REWARD, aggregate="min", entropy_coef=entropy_coef)
-        self.cost_td = td(self.cost, reward_key=keys.COST, aggregate=cost_aggregate, std_coef=cost_std_coef)
-        # TorchRL wants the updaters before the target parameters are first used.
-        losses = (self.reward_td, self.cost_td)
-        self._targets = [SoftUpdate(loss, eps=config.critic_polyak) for loss in losses]
-        parameters = [parameter for loss in losses for parameter in loss.parameters()]
-        self._optim = torch.optim.Adam(parameters, lr=config.critic_lr, fused=True)
-        self.components: Mapping[str, Any] = {
-            "reward_td": self.reward_td,
-            "cost_td": self.cost_td,
-            "critic_optim": self._optim,
-        }
+        # TorchRL wants the updater before the target parameters are first used.
+        self._target = SoftUpdate(self.td, eps=config.critic_polyak)
+        self.optim = torch.optim.Adam(self.td.parameters(), lr=config.critic_lr, fused=True)
+        self.components: Mapping[str, Any] = {"critic_td": self.td, "critic_optim": self.optim}
 
     def update(self, batch: TensorDictBase) -> dict[str, torch.Tensor]:
         """One temporal-difference step on a batch of transitions; returns its metrics."""
-        reward, cost = self.reward_td(batch), self.cost_td(batch)
-        self._optim.zero_grad()
-        (reward["loss_q"] + cost["loss_q"]).backward()
-        self._optim.step()
-        for target in self._targets:
-            target.step()
+        out = self.td(batch)
+        self.optim.zero_grad()
+        out["loss_q"].backward()
+        self.optim.step()
+        self._target.step()
+        q_mean = out["q_mean"]
         return {
-            "q_reward": reward["q_mean"],
-            "loss_q_reward": reward["loss_q"],
-            "q_cost": cost["q_mean"],
-            "loss_q_cost": cost["loss_q"],
+            "q_reward": q_mean[0],
+            "loss_q_reward": out["loss_q_reward"],
+            "q_cost": q_mean[1:],
+            "loss_q_cost": out["loss_q_cost"],
         }

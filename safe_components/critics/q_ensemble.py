@@ -20,12 +20,15 @@ _IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
 # [512, 256] float32 are 1 MB, which stays in the core's own cache between the passes over it.
 _BLOCK_ROWS = 512
 
+Layers = list[tuple[Tensor, Tensor]]
+"""Weight ``[E, in, out]`` and bias ``[E, 1, out]``, from the input on."""
+
 
 class QEnsemble(nn.Module):
     """``Q_e(s, a)`` for ``num_members`` independent multi-layer perceptrons ``e`` on ``[s, a]``.
 
-    The first layer is split, ``W [s, a] + b = (W_s s + b) + W_a a``: the bracket is computed once per
-    state and added to the part of each of its ``K`` actions, so states are never repeated. The members'
+    Where a state comes with ``K`` actions the first layer is split, ``W [s, a] + b = (W_s s + b) + W_a a``:
+    the bracket is computed once per state, so states are never repeated. The members'
     weights are stacked and multiplied in one batched product. Values equal those of separate networks on
     ``[s, a]``, and the initial weights are drawn like `torch.nn.Linear`'s, for each member anew.
 
@@ -89,19 +92,20 @@ class QEnsemble(nn.Module):
         self._activate_: Callable[[Tensor], Tensor] = _IN_PLACE.get(activation, self.activation)
 
         # All parameters live on this one module, [E, in, out]: swapping them in and out is one dictionary.
-        width = hidden_sizes[0]
-        first = _linear_init(num_members, obs_dim + action_dim, width)
-        self.weight_observation = nn.Parameter(first[0][:, :obs_dim].clone())
-        self.weight_action = nn.Parameter(first[0][:, obs_dim:].clone())
-        self.bias_0 = nn.Parameter(first[1])
         self.num_layers = len(hidden_sizes) + 1
-        for i, (fan_in, fan_out) in enumerate(itertools.pairwise([*hidden_sizes, num_outputs]), start=1):
+        widths = [obs_dim + action_dim, *hidden_sizes, num_outputs]
+        for i, (fan_in, fan_out) in enumerate(itertools.pairwise(widths)):
             weight, bias = _linear_init(num_members, fan_in, fan_out)
             self.register_parameter(f"weight_{i}", nn.Parameter(weight))
             self.register_parameter(f"bias_{i}", nn.Parameter(bias))
 
-    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+    def forward(self, observation: Tensor, action: Tensor, members: slice = slice(None)) -> Tensor:
         """Values ``[E, ..., (K,) num_outputs]`` of ``action [..., (K,) a]`` in ``observation [..., o]``.
+
+        Args:
+            observation: states.
+            action: one or ``K`` actions for each.
+            members: those to ask; all unless given.
 
         Raises:
             ValueError: if the shapes do not fit together or the last sizes are not ``o`` and ``a``.
@@ -122,81 +126,89 @@ class QEnsemble(nn.Module):
         if self.action_low is not None:
             action = torch.clamp(action, self.action_low, self.action_high)
         states = math.prod(lead)
-        per_state = action.shape[-2] if many else 1
         observation = observation.reshape(states, self.obs_dim)
+        layers = [
+            (getattr(self, f"weight_{i}")[members], getattr(self, f"bias_{i}")[members])
+            for i in range(self.num_layers)
+        ]
+        if not many:
+            value = self._one_action(observation, action.reshape(states, self.action_dim), layers)
+            return value.view(-1, *lead, self.num_outputs)
+        per_state = action.shape[-2]
         action = action.reshape(states, per_state, self.action_dim)
-        on_cpu = observation.device.type == "cpu"
-        if on_cpu and many and states * per_state > _block_rows() and not torch.is_grad_enabled():
-            value = self._forward_blocked(observation, action)
-        else:
-            value = self._forward_batched(observation, action)
-        return value.view(self.num_members, *lead, *((per_state,) if many else ()), self.num_outputs)
-
-    def _state_part(self, observation: Tensor) -> Tensor:
-        """``W_s s + b``: ``[B, o]`` to ``[E, B, h]``."""
-        stacked = observation.expand(self.num_members, *observation.shape)
-        return torch.baddbmm(self.bias_0, stacked, self.weight_observation)
+        large = observation.device.type == "cpu" and states * per_state > _block_rows()
+        forward = self._in_blocks if large and not torch.is_grad_enabled() else self._many_actions
+        return forward(observation, action, layers).view(-1, *lead, per_state, self.num_outputs)
 
     def _normalise(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x
 
-    def _forward_batched(self, observation: Tensor, action: Tensor) -> Tensor:
-        """All members and rows in one product a layer: ``[E, B, K, num_outputs]``."""
-        act = self.activation if torch.is_grad_enabled() else self._activate_
-        members, (states, per_state) = self.num_members, action.shape[:2]
-        state_part = self._state_part(observation)
+    def _one_action(self, observation: Tensor, action: Tensor, layers: Layers) -> Tensor:
+        """``[E, B, num_outputs]``."""
+        members = len(layers[0][0])
+        x = torch.cat([observation, action], -1).expand(members, -1, -1)
+        return self._upwards(torch.baddbmm(layers[0][1], x, layers[0][0]), layers)
+
+    def _many_actions(self, observation: Tensor, action: Tensor, layers: Layers) -> Tensor:
+        """All members and rows in one product a layer: ``[E, B * K, num_outputs]``."""
+        states, per_state = action.shape[:2]
+        state_part, weight = self._first_layer(observation, layers[0])
+        members = len(weight)
         rows = action.reshape(1, states * per_state, self.action_dim).expand(members, -1, -1)
-        if per_state == 1:
-            x = act(self._normalise(torch.baddbmm(state_part, rows, self.weight_action)))
-        else:
-            x = torch.bmm(rows, self.weight_action).view(members, states, per_state, -1)
-            # Adding in place is safe: a product's backward pass does not read its result.
-            x = act(self._normalise(x.add_(state_part.unsqueeze(2)))).view(members, states * per_state, -1)
-        for i in range(1, self.num_layers):
-            x = torch.baddbmm(getattr(self, f"bias_{i}"), x, getattr(self, f"weight_{i}"))
-            if i < self.num_layers - 1:
-                x = act(x)
+        x = torch.bmm(rows, weight).view(members, states, per_state, -1)
+        # Adding in place is safe: a product's backward pass does not read its result.
+        return self._upwards(x.add_(state_part.unsqueeze(2)).flatten(1, 2), layers)
+
+    def _upwards(self, x: Tensor, layers: Layers) -> Tensor:
+        """From the first layer's values ``[E, N, h]`` to the output's."""
+        act = self.activation if torch.is_grad_enabled() else self._activate_
+        x = self._normalise(x)
+        for weight, bias in layers[1:]:
+            x = torch.baddbmm(bias, act(x), weight)
         return x
 
-    def _forward_blocked(self, observation: Tensor, action: Tensor) -> Tensor:
-        """As `_forward_batched` without gradients, a cache-sized block of states at a time."""
+    def _in_blocks(self, observation: Tensor, action: Tensor, layers: Layers) -> Tensor:
+        """As `_many_actions` without gradients, a cache-sized block of states at a time."""
         act = self._activate_
         states, per_state = action.shape[:2]
-        coordinates, basis = self._first_layer(observation, action)
-        value = action.new_empty(self.num_members, states * per_state, self.num_outputs)
+        coordinates, basis = self._factors(observation, action, layers[0])
+        members = len(basis)
+        value = action.new_empty(members, states * per_state, self.num_outputs)
         # One buffer a hidden layer, reused by every block: fresh ones would cost page faults. What a block
         # reads and writes is a view made beforehand: a slice takes as long as a small operation.
         step = max(1, _block_rows() // per_state)
-        widths = [getattr(self, f"weight_{i}").shape[1] for i in range(1, self.num_layers)]
-        buffers = [action.new_empty(step * per_state, width) for width in widths]
+        buffers = [action.new_empty(step * per_state, weight.shape[1]) for weight, _ in layers[1:]]
         rest = [buffer[: ((states - 1) % step + 1) * per_state] for buffer in buffers]
-        for e in range(self.num_members):
-            layers = [
-                (getattr(self, f"weight_{i}")[e], getattr(self, f"bias_{i}")[e])
-                for i in range(1, self.num_layers)
-            ]
+        for e in range(members):
+            own = [(weight[e], bias[e]) for weight, bias in layers[1:]]
             blocks = (coordinates[e].split(step), basis[e].split(step), value[e].split(step * per_state))
             for rows, columns, out in zip(*blocks, strict=True):
                 x, *others = buffers if len(rows) == step else rest
                 torch.bmm(rows, columns, out=x.view(len(rows), per_state, -1))
-                for (weight, bias), result in zip(layers, [*others, out], strict=True):
+                for (weight, bias), result in zip(own, [*others, out], strict=True):
                     x = torch.addmm(bias, act(x), weight, out=result)
         return value
 
-    def _first_layer(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    def _first_layer(self, observation: Tensor, layer: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """``u = W_s s + b [E, B, h]`` and ``W_a [E, a, h]``."""
+        (of_state, of_action), bias = layer[0].split([self.obs_dim, self.action_dim], 1), layer[1]
+        return torch.baddbmm(bias, observation.expand(len(bias), -1, -1), of_state), of_action
+
+    def _factors(
+        self, observation: Tensor, action: Tensor, layer: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Factors of the first hidden layer before its activation: ``[E, B, K, 1+a]``, ``[E, B, 1+a, h]``.
 
-        ``u + W_a a`` is the product of ``[1, a]`` and ``[u; W_a]``, with ``u = W_s s + b`` of the state.
-        Layer normalisation needs no pass over the ``h`` columns: without the mean of each row of ``u`` and
-        ``W_a`` the result has mean zero, and its variance is a quadratic form in ``a``,
+        ``u + W_a a`` is the product of ``[1, a]`` and ``[u; W_a]``. Layer normalisation needs no pass over
+        the ``h`` columns: without the mean of each row of ``u`` and ``W_a`` the result has mean zero, and its
+        variance is a quadratic form in ``a``,
 
             h var = |u|^2 + 2 (W_a u)^T a + a^T W_a W_a^T a
 
         so ``[1, a]`` is divided by the standard deviation instead.
         """
-        members, states, per_state = self.num_members, *action.shape[:2]
-        state_part = self._state_part(observation)
-        weight: Tensor = self.weight_action
+        state_part, weight = self._first_layer(observation, layer)
+        members, states, per_state = len(weight), *action.shape[:2]
         coordinates = F.pad(action, (1, 0), value=1.0).expand(members, -1, -1, -1)
         if self.layer_norm:
             state_part = state_part - state_part.mean(-1, keepdim=True)

@@ -195,18 +195,12 @@ class TDLoss(LossModule):
                 f"the critic's values {tuple(q.shape[1:])} and the targets {tuple(target.shape)} differ: "
                 f"entry {names.reward!r} needs one column per critic output (num_outputs)"
             )
-        error = distance_loss(q, target.expand_as(q), self.loss_function)
+        loss = self._mean_distance(tensordict, q, target.expand_as(q))
         deviation = (q.detach() - target).abs()
-        weight = tensordict.get(names.priority_weight, None)
-        if weight is None:
-            per_output = error.flatten(1, -2).mean(1)
-        else:
-            weight = weight.reshape(*target.shape[:-1], 1)
-            per_output = (weight * error).flatten(1, -2).sum(1) / weight.sum()
         tensordict.set(names.priority, deviation.mean((0, -1)))
         return TensorDict(
             {
-                "loss_q": per_output.sum(),
+                "loss_q": loss.sum(),
                 "td_error": deviation.flatten(0, -2).mean(0),
                 "q_mean": q.detach().flatten(0, -2).mean(0),
                 "target_mean": target.flatten(0, -2).mean(0),
@@ -217,12 +211,32 @@ class TDLoss(LossModule):
     @torch.no_grad()
     def target(self, tensordict: TensorDictBase) -> Tensor:
         """``y [..., num_outputs]`` of a batch, in the unit of the reward, discounted."""
-        names = self.tensor_keys
-        reward = tensordict[names.reward]
-        value = self._next_value(tensordict["next"])
+        q, log_prob = self._next_q(tensordict["next"])
+        value = aggregate(q, self.aggregate, self.std_coef)
+        return self._backup(tensordict, self.tensor_keys.reward, self._soften(value, log_prob))
+
+    def _mean_distance(self, tensordict: TensorDictBase, q: Tensor, target: Tensor) -> Tensor:
+        """``mean_b d(q, y)``, weighted where the batch says so: ``[E, num_outputs]``."""
+        error = distance_loss(q, target, self.loss_function)
+        weight = tensordict.get(self.tensor_keys.priority_weight, None)
+        if weight is None:
+            return error.flatten(1, -2).mean(1)
+        weight = weight.reshape(*error.shape[1:-1], 1)
+        return (weight * error).flatten(1, -2).sum(1) / weight.sum()
+
+    def _backup(
+        self,
+        tensordict: TensorDictBase,
+        reward_key: NestedKey,
+        value: Tensor,
+        bootstrap_terminal: bool | None = None,
+    ) -> Tensor:
+        """``r + γ^n (1 - terminated) value``, for ``num_action_samples`` values a state their mean."""
+        names, reward = self.tensor_keys, tensordict[reward_key]
+        value = value.mean(-2) if self.num_action_samples > 1 else value
         if reward.shape != value.shape:
             raise ValueError(
-                f"entry {names.reward!r} of shape {tuple(reward.shape)} does not fit the critic's next "
+                f"entry {reward_key!r} of shape {tuple(reward.shape)} does not fit the critic's next "
                 f"values {tuple(value.shape)}: one column per critic output (num_outputs) is needed"
             )
         steps = tensordict.get(names.steps_to_next_obs, None)
@@ -230,25 +244,27 @@ class TDLoss(LossModule):
             discount: float | Tensor = self.gamma
         else:
             discount = torch.pow(self.gamma, steps.to(reward.dtype)).reshape(*reward.shape[:-1], 1)
-        if not self.bootstrap_terminal:
+        if not (self.bootstrap_terminal if bootstrap_terminal is None else bootstrap_terminal):
             # Selected, not multiplied: what follows a terminal state may be undefined.
             terminated = tensordict[names.terminated]
             value = torch.where(terminated.reshape(*reward.shape[:-1], 1), 0.0, value)
         return reward + discount * value
 
-    def _next_value(self, following: TensorDictBase) -> Tensor:
-        """``mean_j agg_e Q'_e(s', a'_j)``, soft if asked for: ``[..., num_outputs]``."""
+    def _soften(self, value: Tensor, log_prob: Tensor | None) -> Tensor:
+        """``value - α log π``, if asked for."""
+        if log_prob is None:
+            return value
+        coef = self.entropy_coef() if callable(self.entropy_coef) else self.entropy_coef
+        return value - coef * log_prob.unsqueeze(-1)
+
+    def _next_q(self, following: TensorDictBase) -> tuple[Tensor, Tensor | None]:
+        """``Q'_e(s', a'_j) [E, ..., (K,) num_outputs]``, and ``log π(a'_j|s')`` for a soft target."""
         action, log_prob = self._next_action(following)
         if self.smooth_action is not None:
             action = self.smooth_action(action)
         observation = following[self.tensor_keys.observation]
         with self.target_critic_params.to_module(self.critic, preserve_module_state=False):
-            q = self.critic(observation, action)
-        value = aggregate(q, self.aggregate, self.std_coef)
-        if log_prob is not None:
-            coef = self.entropy_coef() if callable(self.entropy_coef) else self.entropy_coef
-            value = value - coef * log_prob.unsqueeze(-1)
-        return value.mean(-2) if self.num_action_samples > 1 else value
+            return self.critic(observation, action), log_prob
 
     def _next_action(self, following: TensorDictBase) -> tuple[Tensor, Tensor | None]:
         """``a' [..., (K,) a]`` and, for a soft target, ``log π(a'|s') [..., (K)]``."""

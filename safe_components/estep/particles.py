@@ -49,6 +49,9 @@ class ParticleSampler(TensorDictModuleBase):
             (``TensorDictParams``); ``None`` uses its own.
         reward_params: the same for ``reward_critic``.
         cost_params: the same for ``cost_critic``.
+        split: for one critic that scores reward and costs in a call: given as ``reward_critic``, with
+            ``cost_critic=None``, this takes what it returns apart, into ``[E, B, K, 1]`` and
+            ``[E', B, K, m]``.
         reward_aggregate: how members are reduced, see :func:`~safe_components.ops.aggregate`.
         cost_aggregate: the same for the costs.
         cost_std_coef: ``k`` of the ``"conservative"`` aggregates.
@@ -81,6 +84,7 @@ class ParticleSampler(TensorDictModuleBase):
         policy_params: TensorDictBase | None = None,
         reward_params: TensorDictBase | None = None,
         cost_params: TensorDictBase | None = None,
+        split: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
         reward_aggregate: Aggregate = "min",
         cost_aggregate: Aggregate = "mean",
         cost_std_coef: float = 0.5,
@@ -92,10 +96,13 @@ class ParticleSampler(TensorDictModuleBase):
             raise ValueError(f"num_particles={num_particles} must be at least 2: one cannot be weighted")
         if antithetic and num_particles % 2:
             raise ValueError(f"num_particles={num_particles} must be even for antithetic noise")
+        if split is not None and cost_critic is not None:
+            raise ValueError("split is for a reward_critic that scores the costs as well: cost_critic=None")
         # Tuples keep the networks out of this module's parameters: the losses own and save them.
         self._policy = (policy, policy_params)
         self._reward = (reward_critic, reward_params)
         self._cost = (cost_critic, cost_params)
+        self._split = split
         self.num_particles = num_particles
         self.reward_aggregate = reward_aggregate
         self.cost_aggregate = cost_aggregate
@@ -116,15 +123,18 @@ class ParticleSampler(TensorDictModuleBase):
         observation = tensordict.get(self.in_keys[0])
         loc, scale_tril = self._reference(tensordict)
         action = loc.unsqueeze(-2) + self._noise(loc) @ scale_tril.mT
-        members = _scores(*self._reward, observation, action, "reward_critic")
+        members, costs = _scores(*self._reward, observation, action, "reward_critic"), None
+        if self._split is not None:
+            members, costs = self._split(members)
+        elif self._cost[0] is not None:
+            costs = _scores(*self._cost, observation, action, "cost_critic")
         if members.shape[-1] != 1:
             raise ValueError(f"reward_critic must have one output, got shape {tuple(members.shape)}")
         q_reward = aggregate(members, self.reward_aggregate, self.cost_std_coef).squeeze(-1)
-        if self._cost[0] is None:
+        if costs is None:
             q_cost = q_reward.new_zeros(*q_reward.shape, 0)
         else:
-            members = _scores(*self._cost, observation, action, "cost_critic")
-            q_cost = aggregate(members, self.cost_aggregate, self.cost_std_coef)
+            q_cost = aggregate(costs, self.cost_aggregate, self.cost_std_coef)
         values = (action, q_reward, q_cost, loc, scale_tril)
         for key, value in zip(self.out_keys, values, strict=True):
             tensordict.set(key, value)

@@ -20,8 +20,7 @@ def plain_values(critic, observation, action, activation=nn.ReLU):
     rows = torch.cat([observation, action], -1)
     values = []
     for e in range(critic.num_members):
-        weights = [torch.cat([critic.weight_observation[e], critic.weight_action[e]])]
-        weights += [getattr(critic, f"weight_{i}")[e] for i in range(1, critic.num_layers)]
+        weights = [getattr(critic, f"weight_{i}")[e] for i in range(critic.num_layers)]
         layers = []
         for i, weight in enumerate(weights):
             linear = nn.Linear(*weight.shape, dtype=weight.dtype, device=weight.device)
@@ -121,7 +120,7 @@ def test_beyond_the_bounds_values_are_constant_and_gradients_zero():
 def test_initial_weights_are_those_of_linear_layers_drawn_apart_for_each_member():
     torch.manual_seed(0)
     critic = QEnsemble(30, 10, 8, hidden_sizes=(64, 64))
-    fan_in = {"weight_observation": 40, "weight_action": 40, "bias_0": 40}
+    fan_in = {"weight_0": 40, "bias_0": 40}
     for name, parameter in critic.named_parameters():
         bound = 1 / math.sqrt(fan_in.get(name, 64))
         assert parameter.abs().amax() <= bound

@@ -176,6 +176,25 @@ def test_no_constraint_end_to_end(parts):
     assert (weight * q).sum(1).mean() > q.mean()
 
 
+def test_one_critic_may_score_reward_and_costs(parts):
+    policy, reward, cost = parts
+
+    def both(observation, action):
+        return torch.cat([reward(observation, action), cost(observation, action)], -1)
+
+    def split(value):
+        return value[..., :1], value[..., 1:]
+
+    torch.manual_seed(1)
+    together = ParticleSampler(policy, both, None, 8, split=split)(states())
+    torch.manual_seed(1)
+    apart = ParticleSampler(policy, reward, cost, 8)(states())
+    for key in ("q_reward", "q_cost", "action"):
+        torch.testing.assert_close(together["particles", key], apart["particles", key])
+    with pytest.raises(ValueError, match="cost_critic=None"):
+        ParticleSampler(policy, both, cost, 8, split=split)
+
+
 def test_bad_input_is_named(parts):
     policy, reward, cost = parts
     with pytest.raises(ValueError, match="num_particles=1"):

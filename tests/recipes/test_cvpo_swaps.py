@@ -173,19 +173,20 @@ def test_estep_critics(train, monkeypatch, critics):
     seen = {}
     sampler = cvpo.ParticleSampler
 
-    def spy(policy, reward, cost, *args, **kwargs):
-        module = sampler(policy, reward, cost, *args, **kwargs)
-        seen.update(module=module, reward=reward)
+    def spy(policy, critic, *args, **kwargs):
+        module = sampler(policy, critic, *args, **kwargs)
+        seen.update(module=module, critic=critic)
         return module
 
     monkeypatch.setattr(cvpo, "ParticleSampler", spy)
     _, parts = train("--estep-critics", critics)
     batch = seen["module"](parts["buffer"].sample())
-    loss = parts["reward_td"]
+    loss, critic = parts["critic_td"], seen["critic"]
     params = loss.critic_params if critics == "online" else loss.target_critic_params
-    with torch.no_grad(), params.to_module(seen["reward"], preserve_module_state=False):
-        members = seen["reward"](batch["observation"], batch["particles", "action"])
-    torch.testing.assert_close(batch["particles", "q_reward"], members.amin(0).squeeze(-1))
+    with torch.no_grad(), params.to_module(critic, preserve_module_state=False):
+        reward, cost = critic.split(critic(batch["observation"], batch["particles", "action"]))
+    torch.testing.assert_close(batch["particles", "q_reward"], reward.amin(0).squeeze(-1))
+    torch.testing.assert_close(batch["particles", "q_cost"], cost.mean(0))
 
 
 @pytest.mark.parametrize("how", ["mean", "max", "conservative"])
@@ -195,12 +196,11 @@ def test_cost_critics_are_aggregated_in_target_and_estep(train, monkeypatch, how
     monkeypatch.setattr(cvpo, "ParticleSampler", lambda *a, **k: kwargs.update(k) or sampler(*a, **k))
     _, parts = train("--cost-critics", "3", "--cost-aggregate", how)
     assert kwargs["cost_aggregate"] == how
-    assert parts["cost_td"].aggregate == how
-    batch = parts["buffer"].sample()
-    with torch.no_grad():
-        loss = parts["cost_td"]
-        with loss.critic_params.to_module(loss.critic, preserve_module_state=False):
-            assert loss.critic(batch["observation"], batch["action"]).shape == (3, 32, 1)
+    loss, batch = parts["critic_td"], parts["buffer"].sample()
+    assert (loss.reward_aggregate, loss.aggregate) == ("min", how)
+    with torch.no_grad(), loss.critic_params.to_module(loss.critic, preserve_module_state=False):
+        _, cost = loss.critic.split(loss.critic(batch["observation"], batch["action"]))
+        assert cost.shape == (3, 32, 1)
 
 
 def test_window_of_the_estep(train):
@@ -236,7 +236,7 @@ def test_bad_settings_are_one_line_before_any_work(tmp_path, flags, said):
 
 
 def test_every_choice_of_the_config_is_tried_above():
-    source = Path(__file__).read_text()
+    source = Path(__file__).read_text() + Path(__file__).with_name("test_execution.py").read_text()
     for field in dataclasses.fields(cvpo.Config):
         kind = str(field.type)
         if kind.startswith("Literal"):

@@ -62,7 +62,7 @@ class Parts:
         """Every number that an update may change."""
         parts = self.run._checkpoint.components
         found = {}
-        for name in ("mstep", "estep", "reward_td", "cost_td"):
+        for name in ("mstep", "estep", "critic_td"):
             found |= {f"{name}.{key}": value for key, value in parts[name].state_dict().items()}
         for name in ("policy_optim", "critic_optim"):
             for index, moments in parts[name].state_dict()["state"].items():

@@ -68,7 +68,7 @@ def test_resuming_restores_multiplier_optimisers_and_targets(recipe, tmp_path, m
         return {
             **{f"multiplier.{k}": v.clone() for k, v in components["multiplier"].state_dict().items()},
             **{f"actor.{k}": v.clone() for k, v in components["actor"].state_dict().items()},
-            **{f"cost.{k}": v.clone() for k, v in components["cost_td"].state_dict().items()},
+            **{f"critic.{k}": v.clone() for k, v in components["critic_td"].state_dict().items()},
             **{
                 f"{name}.{i}": state["exp_avg_sq"].clone()
                 for name in ("policy_optim", "critic_optim")
@@ -147,7 +147,7 @@ def test_the_policy_delay_counts_critic_updates(tmp_path):
     [
         (sac_lag, ["--cost-limit", "25", "10"], "2 limits"),
         (sac_lag, ["--init-alpha", "0"], "init_alpha"),
-        (sac_lag, ["--cal", "--cal-critics", "0"], "num_members=0"),
+        (sac_lag, ["--cal", "--cal-critics", "0"], "num_cost_members=0"),
         (sac_lag, ["--cal", "--cal-augmentation", "-1"], "augmentation"),
         (sac_lag, ["--cost-std", "-1"], "std_coef"),
         (sac_lag, ["--multiplier-lr", "0", "--multiplier", "gradient"], "lr=0.0"),
