@@ -123,11 +123,15 @@ def train_off_policy(
     config = run.config
     averages, episodes = Averages(), EpisodeStatistics(config.cost_limit)
 
-    def take(steps: TensorDictBase) -> torch.Tensor:
+    def take(steps: TensorDictBase, *, last: bool = False) -> torch.Tensor:
         run.advance(steps.numel() * config.env.frame_skip)
         require_finite(steps, run.frames)
+        costs = episodes.add(steps)
+        if last:  # of these environments: n-step windows must not run on into another episode
+            for flag in (keys.DONE, keys.TRUNCATED):
+                steps[flag][..., -1, :] = True
         store(steps.select(*STORED))
-        return episodes.add(steps)
+        return costs
 
     acting = policy if explore is None else explore
     frames_per_batch = config.frames_per_batch // config.env.frame_skip
@@ -135,7 +139,7 @@ def train_off_policy(
         if run.frames == 0:
             with run.watch("collecting"):
                 random = task.warm_up(config.warmup_frames, seed=config.seed)
-            take(random)
+            take(random, last=True)
             for _ in range(config.critic_warmup):
                 warm_up()
         seed = config.seed + run.frames
@@ -161,7 +165,7 @@ def train_off_policy(
     try:
         for batch in run.watch.each("collecting", collector):
             since = run.frames
-            costs = take(batch)
+            costs = take(batch.to(task.env_device))
             if collected is not None:
                 collected(costs)
             updates_owed += (run.frames - since) * config.updates_per_frame
