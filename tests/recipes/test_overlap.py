@@ -1,5 +1,6 @@
 """Collecting in other processes during the updates: same pace, same layout, stopped and resumed."""
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -73,20 +74,26 @@ def test_a_workers_environment_is_that_of_one_process():
     assert task.worker_env(2)().batch_size == (2,)
 
 
-def start(directory, *flags):
-    command = [
-        sys.executable,
-        str(RECIPE),
-        *SMALL,
-        "--run-dir",
-        str(directory),
-        "--collect-workers",
-        "2",
-        *flags,
-    ]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+@pytest.fixture
+def start():
+    """Start a run with workers, in a process group that does not outlive the test."""
+    started = []
+
+    def start(directory, workers=1):
+        flags = [*SMALL, "--run-dir", str(directory), "--collect-workers", str(workers)]
+        flags += ["--total-frames", "10000000"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(
+            subprocess.Popen([sys.executable, str(RECIPE), *flags], start_new_session=True, **pipes)
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
 
 
 def wait_for_rows(directory, rows, process):
@@ -119,12 +126,12 @@ def gone(pids, seconds=20):
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes through /proc")
 
 
-def test_ctrl_c_to_the_whole_group_saves_and_the_run_goes_on(tmp_path):
+def test_ctrl_c_to_the_whole_group_saves_and_the_run_goes_on(tmp_path, start):
     directory = tmp_path / "run"
-    process = start(directory, "--total-frames", "10000000")
+    process = start(directory)
     wait_for_rows(directory, 3, process)
     workers = workers_of(process.pid)
-    assert len(workers) == 2
+    assert len(workers) == 1
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
@@ -132,16 +139,16 @@ def test_ctrl_c_to_the_whole_group_saves_and_the_run_goes_on(tmp_path):
     assert gone(workers)
     stopped_at = int(read_metrics(directory / "metrics.csv")["frames"][-1])
     config = load_config(sac_lag.Config, directory)
-    assert config.collect_workers == 2
+    assert config.collect_workers == 1
     sac_lag.main(dataclasses.replace(config, total_frames=stopped_at + 400))
     rows = read_metrics(directory / "metrics.csv")
     assert rows["frames"].tolist() == list(range(600, stopped_at + 401, 200))
     assert np.diff(rows["updates"]).tolist() == [4.0] * (len(rows["updates"]) - 1)
 
 
-def test_a_dead_worker_ends_the_run_with_one_line_and_keeps_the_checkpoint(tmp_path):
+def test_a_dead_worker_ends_the_run_with_one_line_and_keeps_the_checkpoint(tmp_path, start):
     directory = tmp_path / "run"
-    process = start(directory, "--total-frames", "10000000")
+    process = start(directory, workers=2)
     wait_for_rows(directory, 3, process)
     workers = workers_of(process.pid)
     os.kill(workers[0], signal.SIGKILL)
@@ -154,8 +161,8 @@ def test_a_dead_worker_ends_the_run_with_one_line_and_keeps_the_checkpoint(tmp_p
     assert gone(workers)
 
 
-def test_workers_of_a_killed_run_end_too(tmp_path):
-    process = start(tmp_path / "run", "--total-frames", "10000000")
+def test_workers_of_a_killed_run_end_too(tmp_path, start):
+    process = start(tmp_path / "run")
     wait_for_rows(tmp_path / "run", 1, process)
     workers = workers_of(process.pid)
     process.kill()
