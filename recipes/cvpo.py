@@ -6,8 +6,7 @@
     python recipes/cvpo.py --resume runs/cvpo-...             # go on from the last checkpoint
 
 Alternate an E-step, which finds the best weights over sampled actions within a KL ball and the
-cost limits, and an M-step, which fits the policy to them within a trust region. Every metric
-is defined in docs/metrics.md.
+cost limits, and an M-step, which fits the policy to them within a trust region. Metrics: docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from plumbing import (
     execute,
     make_buffer,
     make_multiplier,
+    n_step_transitions,
     require_memory,
     train_off_policy,
 )
 from safe_components import keys
-from safe_components.critics import n_step_transform
 from safe_components.estep import (
     AdamDualSolver,
     EStepProjector,
@@ -67,6 +66,8 @@ class Config(ExecutionConfig, LagrangianConfig, OffPolicyConfig):
     """of the E-step's dual: exact; SciPy's SLSQP as published; one Adam step per batch"""
     num_particles: int = 16
     """K, actions sampled per state in the E-step"""
+    antithetic: bool = False
+    """draw them in pairs mirrored at the mean"""
     epsilon: float = 0.1
     """KL ball of the E-step, in nats"""
     multiplier: Literal["dual", "gradient", "pid", "none"] = "dual"
@@ -132,17 +133,18 @@ def main(config: Config) -> None:
         reward_critics=config.reward_critics,
         cost_aggregate=config.cost_aggregate,
         policy_params=mstep.target_policy_params,
+        scoring_dtype=getattr(torch, config.scoring_precision),
     )
-    target = config.estep_critics == "target"
     particles = ParticleSampler(
         policy,
         critics.critic,
         None,
         config.num_particles,
         policy_params=mstep.target_policy_params,
-        reward_params=critics.td.target_critic_params if target else None,
+        reward_params=critics.td.target_critic_params if config.estep_critics == "target" else None,
         split=critics.critic.split,
         cost_aggregate=config.cost_aggregate,
+        antithetic=config.antithetic,
     )
 
     # Limits are set on sums over an episode, critics estimate discounted sums: docs/cost_budget.md.
@@ -158,8 +160,8 @@ def main(config: Config) -> None:
         solver = GivenMultiplierSolver(lambda: torch.zeros_like(multiplier.lam), solver)
     elif config.multiplier != "dual":
         solver = GivenMultiplierSolver(multiplier, solver)
-    estep_options = {"infeasible": config.infeasible, "check_finite": config.waits}
-    estep = EStepProjector(config.epsilon, limits, solver, **estep_options).to(task.device)
+    options = {"infeasible": config.infeasible, "check_finite": False}  # checked below, with the update
+    estep = EStepProjector(config.epsilon, limits, solver, **options).to(task.device)
 
     policy_optim = torch.optim.Adam(
         [
@@ -171,10 +173,10 @@ def main(config: Config) -> None:
     # The limit holds on average over the E-step's states: which these are matters (docs/cost_budget.md).
     buffer = make_buffer(config)
     recent = buffer if config.estep_window >= config.buffer_size else make_buffer(config, config.estep_window)
-    n_step = n_step_transform(config.n_step, config.gamma)
+    transitions_of = n_step_transitions(config)
 
     def store(steps: TensorDictBase) -> None:
-        buffer.extend(n_step.inv(steps).reshape(-1))
+        buffer.extend(transitions_of(steps))
         if recent is not buffer:
             recent.extend(steps.select(keys.OBSERVATION).reshape(-1))
 
@@ -199,8 +201,7 @@ def main(config: Config) -> None:
         values |= {"estep_cost": solution.expected_cost, "q_cost_limit": estep.cost_limits}
         values |= {"estep_kl": solution.kl, "estep_residual": solution.residual}
         values["feasible"] = solution.feasible
-        policy_metrics = ("kl_mean", "kl_cov", "alpha_mean", "alpha_cov", "entropy")
-        return values | {name: policy_out[name] for name in policy_metrics}
+        return values | policy_out.select("kl_mean", "kl_cov", "alpha_mean", "alpha_cov", "entropy").to_dict()
 
     def update() -> dict[str, torch.Tensor]:
         """Draw what is needed and learn from it."""

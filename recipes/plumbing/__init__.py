@@ -6,7 +6,7 @@ from plumbing.exploration import with_noise
 from plumbing.lagrangian import OffPolicyLagrangianConfig, train_lagrangian
 from plumbing.memory import require_memory
 from plumbing.multiplier import LagrangianConfig, make_multiplier
-from plumbing.off_policy import OffPolicyConfig, make_buffer, train_off_policy
+from plumbing.off_policy import OffPolicyConfig, make_buffer, n_step_transitions, train_off_policy
 from plumbing.report import report
 from plumbing.task import Task
 
@@ -20,6 +20,7 @@ __all__ = [
     "execute",
     "make_buffer",
     "make_multiplier",
+    "n_step_transitions",
     "report",
     "require_memory",
     "train_lagrangian",

@@ -31,6 +31,7 @@ class ConstrainedCritics:
         policy_params: parameters that act in place of the policy's own, or a function returning them.
         entropy_coef: of the reward's soft target.
         smooth_action: applied to the next action of both targets.
+        scoring_dtype: see `QEnsemble`.
 
     Attributes:
         critic: the ensemble; its ``reward()`` and ``cost()`` are critics of their own.
@@ -50,6 +51,7 @@ class ConstrainedCritics:
         policy_params: TensorDictBase | Callable[[], TensorDictBase] | None = None,
         entropy_coef: float | Callable[[], torch.Tensor] = 0.0,
         smooth_action: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        scoring_dtype: torch.dtype | None = None,
     ) -> None:
         self.critic = ConstrainedQEnsemble(
             task.observation_dim,
@@ -59,6 +61,7 @@ class ConstrainedCritics:
             num_costs=task.num_costs,
             hidden_sizes=config.hidden_sizes,
             layer_norm=config.layer_norm,
+            scoring_dtype=scoring_dtype,
             **task.bounds,
         ).to(task.device)
         self.td = ConstrainedTDLoss(

@@ -25,10 +25,12 @@ _NEWTON_ITERATIONS = 20
 
 @dataclasses.dataclass(frozen=True)
 class ExecutionConfig(RunConfig):
-    """How the learner runs; the numbers are the same up to rounding."""
+    """How the learner computes."""
 
     execution: Literal["eager", "compile", "graph"] = "eager"
     """of an update: operation by operation, through torch.compile, or as one CUDA graph (docs/gpu.md)"""
+    scoring_precision: Literal["float32", "bfloat16"] = "float32"
+    """of the products between hidden layers that score the particles (docs/performance.md)"""
 
     @property
     def waits(self) -> bool:

@@ -12,9 +12,8 @@ from torch import nn
 
 from plumbing.critics import ConstrainedCritics
 from plumbing.multiplier import LagrangianConfig
-from plumbing.off_policy import OffPolicyConfig, make_buffer, train_off_policy
+from plumbing.off_policy import OffPolicyConfig, make_buffer, n_step_transitions, train_off_policy
 from plumbing.task import Task
-from safe_components.critics import n_step_transform
 from safe_components.lagrangian import GradientMultiplier, PIDMultiplier
 from safe_components.training import Run
 
@@ -55,7 +54,7 @@ def train_lagrangian(
         shown: metrics on the progress bar besides reward and cost.
     """
     buffer = make_buffer(config)
-    n_step = n_step_transform(config.n_step, config.gamma)
+    transitions = n_step_transitions(config)
 
     def update() -> dict[str, torch.Tensor]:
         batch = buffer.sample()
@@ -81,7 +80,7 @@ def train_lagrangian(
             run,
             task,
             policy,
-            store=lambda steps: buffer.extend(n_step.inv(steps).reshape(-1)),
+            store=lambda steps: buffer.extend(transitions(steps)),
             warm_up=lambda: critics.update(buffer.sample()),
             update=update,
             collected=collected,

@@ -15,8 +15,8 @@ __all__ = ["available_bytes", "memory_needed", "require_memory"]
 _FLOAT, _DOUBLE, _LONG, _BOOL = 4, 8, 8, 1
 # Weights, gradient, two moments of Adam, target.
 _COPIES = 5
-# Rows that a critic scores at once and thread on a CPU; elsewhere it scores all.
-_CPU_ROWS = 4096
+# Rows that one critic scores at a time and thread on a CPU; elsewhere all score all.
+_CPU_ROWS = 512
 
 
 def memory_needed(
@@ -31,7 +31,7 @@ def memory_needed(
 ) -> dict[str, int]:
     """Bytes by part: the buffers exactly, the networks to within their few buffers, an update at most.
 
-        buffer     transitions (8 o + 4 a + 8 m + 28),  with window: transitions (4 o + 8) more
+        buffer     transitions (8 o + 4 a + 4 m + 21),  with window: transitions (4 o + 8) more
         networks   5 (4 bytes) parameters: weights, gradients, Adam's two moments, targets
         update     the activations of the particles' scores and of a critics' step, and the E-step's float64
 
@@ -48,9 +48,8 @@ def memory_needed(
         ``buffer``, ``networks``, ``update``.
     """
     o, a, m = observation_dim, action_dim, num_costs
-    # Observations, action, reward, costs twice (TorchRL keeps those before the n-step sum), discount; step
-    # count and index; three flags of the episode's end and one of the n-step sum.
-    row = _FLOAT * (2 * o + a + 1 + 2 * m + 1) + 2 * _LONG + 4 * _BOOL
+    # Observations, action, reward, costs; step count and index; the flag of the episode's end.
+    row = _FLOAT * (2 * o + a + 1 + m) + 2 * _LONG + _BOOL
     buffer = config.buffer_size // config.env.frame_skip * row
     if window is not None and window < config.buffer_size:
         buffer += window // config.env.frame_skip * (_FLOAT * o + _LONG)
@@ -58,15 +57,16 @@ def memory_needed(
     hidden = config.hidden_sizes
     members = reward_critics + config.cost_critics
     policy = _parameters((o, *hidden, 2 * a + a * (a - 1) // 2))
-    critics = reward_critics * _parameters((o + a, *hidden, 1))
-    critics += config.cost_critics * _parameters((o + a, *hidden, m))
+    critics = members * _parameters((o + a, *hidden, m))
 
     scored = config.batch_size * particles
-    rows = scored
     if torch.device(config.device).type == "cpu":
-        rows = min(scored, _CPU_ROWS * config.threads)
-    # Two neighbouring layers at a time, and three copies of the first where it is normalised.
-    widest = max([3 * hidden[0], *map(sum, itertools.pairwise(hidden))])
+        # All layers of some rows of one critic, and the factors of the first layer of all.
+        scores = _CPU_ROWS * config.threads * 2 * sum(hidden)
+        scores += members * (1 + a) * (2 * config.batch_size * hidden[0] + 3 * scored)
+    else:
+        # Two neighbouring layers at a time, and three copies of the first where it is normalised.
+        scores = members * scored * max([3 * hidden[0], *map(sum, itertools.pairwise(hidden))])
     # A step keeps each layer before and after its activation, and makes the gradients of both.
     step = config.batch_size * (2 * o + 4 * sum(hidden)) * (members + 1)
     # The E-step's estimates, centred, scaled, weighted: six copies of the reward's and of each cost's.
@@ -74,7 +74,7 @@ def memory_needed(
     return {
         "buffer": buffer,
         "networks": _FLOAT * _COPIES * (policy + critics),
-        "update": _FLOAT * (members * rows * widest + step) + estep,
+        "update": _FLOAT * (scores + step) + estep,
     }
 
 

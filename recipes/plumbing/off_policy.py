@@ -14,6 +14,7 @@ from plumbing.report import report
 from plumbing.task import Task
 from safe_components import keys
 from safe_components.collectors import OverlappedCollector, make_collector
+from safe_components.critics import n_step_transform
 from safe_components.training import (
     Averages,
     EpisodeStatistics,
@@ -23,7 +24,7 @@ from safe_components.training import (
     workers_ignore_interrupt,
 )
 
-__all__ = ["OffPolicyConfig", "make_buffer", "train_off_policy"]
+__all__ = ["OffPolicyConfig", "make_buffer", "n_step_transitions", "train_off_policy"]
 
 STORED = (
     keys.OBSERVATION,
@@ -34,6 +35,15 @@ STORED = (
     keys.DONE,
     keys.TERMINATED,
     keys.TRUNCATED,
+)
+READ = (
+    keys.OBSERVATION,
+    keys.ACTION,
+    keys.NEXT_OBSERVATION,
+    keys.REWARD,
+    keys.COST,
+    keys.TERMINATED,
+    "steps_to_next_obs",
 )
 
 
@@ -87,6 +97,15 @@ def make_buffer(config: OffPolicyConfig, frames: int | None = None) -> TensorDic
             raise ValueError(f"{name} is {value} transitions, must be at least 1")
     storage = LazyTensorStorage(frames // config.env.frame_skip, device=torch.device(config.device))
     return TensorDictReplayBuffer(storage=storage, batch_size=config.batch_size)
+
+
+def n_step_transitions(config: OffPolicyConfig) -> Callable[[TensorDictBase], TensorDictBase]:
+    """A function from steps ``[N, T]`` to transitions ``[n]`` over ``config.n_step`` of them.
+
+    They hold what critics and policies read, and nothing else: every entry is gathered with every batch.
+    """
+    transform = n_step_transform(config.n_step, config.gamma)
+    return lambda steps: transform.inv(steps).select(*READ).reshape(-1)
 
 
 def train_off_policy(

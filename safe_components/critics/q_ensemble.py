@@ -47,6 +47,9 @@ class QEnsemble(nn.Module):
         layer_norm: True normalises the first hidden layer before its activation, per state and
             action and without learned scale; it keeps temporal-difference targets from diverging (the
             ``LayerNormMLP`` of Acme's MPO, Hoffman et al. 2020, arXiv 2006.00979).
+        scoring_dtype: number format of the products between hidden layers where many actions per state
+            are scored without gradient, such as ``torch.bfloat16``; None is that of the parameters. The first
+            and the last layer, gradients and single actions (the targets) keep the parameters' format.
 
     Raises:
         ValueError: if a size is below 1, or the bounds do not match.
@@ -74,9 +77,10 @@ class QEnsemble(nn.Module):
         action_high: Sequence[float] | Tensor | None = None,
         activation: type[nn.Module] = nn.ReLU,
         layer_norm: bool = False,
+        scoring_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.layer_norm = layer_norm
+        self.layer_norm, self.scoring_dtype = layer_norm, scoring_dtype
         sizes = {"obs_dim": obs_dim, "action_dim": action_dim, "num_members": num_members}
         sizes |= {"num_outputs": num_outputs, "len(hidden_sizes)": len(hidden_sizes)}
         sizes |= {f"hidden_sizes[{i}]": width for i, width in enumerate(hidden_sizes)}
@@ -157,36 +161,53 @@ class QEnsemble(nn.Module):
         rows = action.reshape(1, states * per_state, self.action_dim).expand(members, -1, -1)
         x = torch.bmm(rows, weight).view(members, states, per_state, -1)
         # Adding in place is safe: a product's backward pass does not read its result.
-        return self._upwards(x.add_(state_part.unsqueeze(2)).flatten(1, 2), layers)
+        x = x.add_(state_part.unsqueeze(2)).flatten(1, 2)
+        return self._upwards(x, layers, x.dtype if torch.is_grad_enabled() else self._dtype_between(x))
 
-    def _upwards(self, x: Tensor, layers: Layers) -> Tensor:
-        """From the first layer's values ``[E, N, h]`` to the output's."""
+    def _dtype_between(self, x: Tensor) -> torch.dtype:
+        """Of the products between hidden layers, if there are any."""
+        return self.scoring_dtype if self.scoring_dtype and self.num_layers > 2 else x.dtype
+
+    def _upwards(self, x: Tensor, layers: Layers, dtype: torch.dtype | None = None) -> Tensor:
+        """From the first layer's values ``[E, N, h]`` to the output's; hidden products in ``dtype``."""
         act = self.activation if torch.is_grad_enabled() else self._activate_
-        x = self._normalise(x)
-        for weight, bias in layers[1:]:
-            x = torch.baddbmm(bias, act(x), weight)
-        return x
+        own = x.dtype
+        x = act(self._normalise(x)).to(dtype or own)
+        for weight, bias in layers[1:-1]:
+            x = act(torch.baddbmm(bias.to(x.dtype), x, weight.to(x.dtype)))
+        return torch.baddbmm(layers[-1][1], x.to(own), layers[-1][0])
 
     def _in_blocks(self, observation: Tensor, action: Tensor, layers: Layers) -> Tensor:
         """As `_many_actions` without gradients, a cache-sized block of states at a time."""
         act = self._activate_
         states, per_state = action.shape[:2]
         coordinates, basis = self._factors(observation, action, layers[0])
-        members = len(basis)
+        members, dtype = len(basis), self._dtype_between(action)
         value = action.new_empty(members, states * per_state, self.num_outputs)
         # One buffer a hidden layer, reused by every block: fresh ones would cost page faults. What a block
         # reads and writes is a view made beforehand: a slice takes as long as a small operation.
         step = max(1, _block_rows() // per_state)
-        buffers = [action.new_empty(step * per_state, weight.shape[1]) for weight, _ in layers[1:]]
-        rest = [buffer[: ((states - 1) % step + 1) * per_state] for buffer in buffers]
+        widths = [weight.shape[1] for weight, _ in layers[1:]]
+        first, last = (action.new_empty(step * per_state, width) for width in (widths[0], widths[-1]))
+        hidden = [action.new_empty(step * per_state, width, dtype=dtype) for width in widths]
+        whole = (first, last, hidden)
+        count = ((states - 1) % step + 1) * per_state
+        rest = (first[:count], last[:count], [buffer[:count] for buffer in hidden])
         for e in range(members):
-            own = [(weight[e], bias[e]) for weight, bias in layers[1:]]
+            own = [(weight[e].to(dtype), bias[e].to(dtype)) for weight, bias in layers[1:-1]]
+            weight_out, bias_out = layers[-1][0][e], layers[-1][1][e]
             blocks = (coordinates[e].split(step), basis[e].split(step), value[e].split(step * per_state))
             for rows, columns, out in zip(*blocks, strict=True):
-                x, *others = buffers if len(rows) == step else rest
+                x, last, (low, *others) = whole if len(rows) == step else rest
                 torch.bmm(rows, columns, out=x.view(len(rows), per_state, -1))
-                for (weight, bias), result in zip(own, [*others, out], strict=True):
-                    x = torch.addmm(bias, act(x), weight, out=result)
+                x = act(x)
+                if dtype != x.dtype:
+                    x = low.copy_(x)
+                for (weight, bias), result in zip(own, others, strict=True):
+                    x = act(torch.addmm(bias, x, weight, out=result))
+                if dtype != out.dtype:
+                    x = last.copy_(x)
+                torch.addmm(bias_out, x, weight_out, out=out)
         return value
 
     def _first_layer(self, observation: Tensor, layer: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

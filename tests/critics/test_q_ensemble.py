@@ -27,6 +27,8 @@ def plain_values(critic, observation, action, activation=nn.ReLU):
             linear.weight.data = weight.T
             linear.bias.data = getattr(critic, f"bias_{i}")[e, 0]
             layers += [linear, activation()]
+            if i == 0 and critic.layer_norm:
+                layers.insert(1, nn.LayerNorm(weight.shape[1], elementwise_affine=False))
         values.append(nn.Sequential(*layers[:-1])(rows))
     return torch.stack(values)
 
@@ -68,14 +70,49 @@ def test_blocks_that_do_not_divide_the_batch_lose_no_row(monkeypatch):
         torch.testing.assert_close(values, plain_values(critic, observation, action), rtol=1e-10, atol=1e-10)
 
 
-def test_float32_agrees_within_rounding():
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_float32_agrees_within_rounding(layer_norm):
     torch.manual_seed(0)
-    critic = QEnsemble(5, 2, 2)
+    critic = QEnsemble(5, 2, 2, layer_norm=layer_norm)
     observation, action = draw(critic, 40, particles=64, dtype=torch.float32)
     with torch.no_grad():
         values = critic(observation, action)
     # Sums of 256 terms of order 0.1 in float32: errors of a few 1e-6.
     torch.testing.assert_close(values, plain_values(critic, observation, action), rtol=1e-5, atol=1e-5)
+
+
+def test_layer_norm_of_particles_where_state_and_action_nearly_cancel():
+    """The variance comes from a quadratic form, whose terms are then far larger than their sum."""
+    torch.manual_seed(0)
+    critic = QEnsemble(1, 1, 1, hidden_sizes=(16, 8), layer_norm=True)
+    with torch.no_grad():
+        critic.weight_0[:, 1] = -critic.weight_0[:, 0]
+        critic.bias_0.mul_(1e-2)
+        observation = torch.rand(2, 1) + 1.0
+        action = observation.unsqueeze(1) + torch.linspace(-0.1, 0.1, 401).view(1, -1, 1)
+        values = critic(observation, action)
+    # Terms of order 1 that sum to 1e-5 at the least leave three digits of the deviation.
+    torch.testing.assert_close(values, plain_values(critic, observation, action), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("particles", [4, 64])
+@pytest.mark.parametrize("hidden_sizes", [(64,), (64, 48), (64, 48, 32)])
+def test_scoring_in_bfloat16_changes_the_products_between_hidden_layers_alone(hidden_sizes, particles):
+    torch.manual_seed(0)
+    critic = QEnsemble(5, 2, 2, hidden_sizes=hidden_sizes, scoring_dtype=torch.bfloat16, layer_norm=True)
+    observation, action = draw(critic, 40, particles=particles, dtype=torch.float32)
+    exact = plain_values(critic, observation, action)
+    with torch.no_grad():
+        values = critic(observation, action)
+    assert values.dtype == torch.float32
+    error = (values - exact).square().mean().sqrt() / exact.std()
+    # Eight bits are wrong by 2^-9 at most, at random; each hidden product adds what its many terms average.
+    assert error < (1e-5 if len(hidden_sizes) == 1 else 0.01)
+    assert len(hidden_sizes) == 1 or error > 1e-4  # it is another format
+    torch.testing.assert_close(critic(observation, action), exact, rtol=1e-5, atol=1e-5)  # with gradients
+    with torch.no_grad():
+        single = critic(observation, action[:, 0])
+    torch.testing.assert_close(single, exact[:, :, 0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("particles", [None, 4])

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import cvpo
-from plumbing import Task, make_buffer, memory, require_memory
+from plumbing import Task, make_buffer, memory, n_step_transitions, require_memory
 from plumbing.memory import available_bytes, memory_needed
 from plumbing.off_policy import STORED
 from safe_components import keys
-from safe_components.critics import QEnsemble, n_step_transform
+from safe_components.critics import ConstrainedQEnsemble
 from safe_components.training import EnvConfig
 
 SIZES = {"observation_dim": 4, "action_dim": 2}
@@ -28,7 +28,7 @@ def test_buffers_take_exactly_what_is_said(n_step, costs):
     task = Task(settings)
     steps = task.warm_up(400, seed=0).select(*STORED)
     buffer, recent = make_buffer(settings), make_buffer(settings, settings.estep_window)
-    buffer.extend(n_step_transform(n_step, settings.gamma).inv(steps.clone()).reshape(-1))
+    buffer.extend(n_step_transitions(settings)(steps.clone()))
     recent.extend(steps.select(keys.OBSERVATION).reshape(-1))
     held = [kept._storage._storage for kept in (buffer, recent)]
     assert [kept.batch_size[0] for kept in held] == [450, 150]  # frames over the frame skip of 2
@@ -45,8 +45,8 @@ def test_buffers_take_exactly_what_is_said(n_step, costs):
 def test_networks_take_five_times_their_parameters():
     settings = config(hidden_sizes=(24, 16), cost_critics=3)
     policy = cvpo.make_policy(settings, Task(settings))
-    ensembles = [QEnsemble(4, 2, 2, hidden_sizes=(24, 16)), QEnsemble(4, 2, 3, 2, hidden_sizes=(24, 16))]
-    parameters = sum(p.numel() for module in (policy, *ensembles) for p in module.parameters())
+    critics = ConstrainedQEnsemble(4, 2, 2, 3, 2, hidden_sizes=(24, 16))
+    parameters = sum(p.numel() for module in (policy, critics) for p in module.parameters())
     assert memory_needed(settings, **SIZES, num_costs=2)["networks"] == 5 * 4 * parameters
 
 
@@ -81,11 +81,11 @@ def test_what_does_not_fit_is_said_with_its_bytes(monkeypatch):
     settings = config(buffer_size=10**10, hidden_sizes=(32, 16))
     task = Task(settings)
     monkeypatch.setattr(memory, "available_bytes", lambda _: 2**30)
-    with pytest.raises(ValueError, match=r"needs 380,\d{3},\d{3},\d{3} bytes") as said:
+    with pytest.raises(ValueError, match=r"needs 325,\d{3},\d{3},\d{3} bytes") as said:
         require_memory(settings, task, particles=16)
     message = str(said.value)
     assert "on cpu, where 1,073,741,824 are free" in message
-    assert "buffer 380,000,000,000 (buffer_size 10000000000)" in message
+    assert "buffer 325,000,000,000 (buffer_size 10000000000)" in message
     assert "(batch_size 256, num_particles 16, hidden_sizes 32 16)" in message
     monkeypatch.setattr(memory, "available_bytes", lambda _: None)
     require_memory(settings, task, particles=16)  # nobody knows: the run may try
@@ -104,7 +104,7 @@ def test_every_recipe_with_a_buffer_asks_before_it_starts(recipe, tmp_path):
         "--run-dir",
         str(tmp_path / "run"),
     ]
-    with pytest.raises(SystemExit, match=r"^error: the run needs 3,800,0.* bytes of memory on cpu"):
+    with pytest.raises(SystemExit, match=r"^error: the run needs 3,250,0.* bytes of memory on cpu"):
         module.launch(module.main, module.Config, flags)
     assert not (tmp_path / "run").exists()
 
