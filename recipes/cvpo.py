@@ -196,11 +196,10 @@ def main(config: Config) -> None:
         if polyak:
             reference.step()
 
-        solution = estep.solution
-        values |= {"eta": solution.eta, "lambda": solution.lam, "lambda_capped": solution.lam_clipped}
-        values |= {"estep_cost": solution.expected_cost, "q_cost_limit": estep.cost_limits}
-        values |= {"estep_kl": solution.kl, "estep_residual": solution.residual}
-        values["feasible"] = solution.feasible
+        dual = estep.solution
+        values |= {"eta": dual.eta, "lambda": dual.lam, "lambda_capped": dual.lam_clipped}
+        values |= {"estep_cost": dual.expected_cost, "q_cost_limit": estep.cost_limits}
+        values |= {"estep_kl": dual.kl, "estep_residual": dual.residual, "feasible": dual.feasible}
         return values | policy_out.select("kl_mean", "kl_cov", "alpha_mean", "alpha_cov", "entropy").to_dict()
 
     def update() -> dict[str, torch.Tensor]:

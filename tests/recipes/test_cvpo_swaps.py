@@ -219,6 +219,26 @@ def test_number_of_particles(train, particles):
     train("--num-particles", str(particles))
 
 
+def test_particles_in_mirrored_pairs(train, monkeypatch):
+    seen = []
+    sampler = cvpo.ParticleSampler
+    monkeypatch.setattr(cvpo, "ParticleSampler", lambda *a, **k: seen.append(sampler(*a, **k)) or seen[-1])
+    _, parts = train("--antithetic", "--num-particles", "6")
+    drawn = seen[0](parts["buffer"].sample())["particles"]
+    torch.testing.assert_close(drawn["action"].mean(1), drawn["loc"], rtol=0, atol=1e-6)
+
+
+def test_scoring_precision(train):
+    _, exact = train("--scoring-precision", "float32", name="float32")
+    _, parts = train("--scoring-precision", "bfloat16", name="bfloat16")
+    critic, batch = parts["critic_td"].critic, exact["buffer"].sample()
+    observation, action = batch["observation"], batch["action"].unsqueeze(1)
+    with torch.no_grad():
+        low = critic(observation, action).squeeze(2)
+        high = critic(observation, action.squeeze(1))  # one action a state is never scored in bfloat16
+    assert 1e-6 < (low - high).abs().max() < 0.05 * high.std()
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
