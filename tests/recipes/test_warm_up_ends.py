@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import sac_lag
+from plumbing import off_policy
 from safe_components.training import read_metrics
 
 FLAGS = (
@@ -17,8 +18,7 @@ FLAGS = (
 @pytest.mark.parametrize("steps", [25, 50])
 def test_the_first_windows_of_the_policy_are_its_own(tmp_path, monkeypatch, steps):
     taken, stored = [], []
-    scope = sac_lag.train_lagrangian.__globals__
-    make = scope["n_step_transform"]
+    make = off_policy.n_step_transform
 
     def spied(*arguments):
         transform = make(*arguments)
@@ -32,7 +32,7 @@ def test_the_first_windows_of_the_policy_are_its_own(tmp_path, monkeypatch, step
         transform.inv = recorded
         return transform
 
-    monkeypatch.setitem(scope, "n_step_transform", spied)
+    monkeypatch.setattr(off_policy, "n_step_transform", spied)
     run_dir = tmp_path / "run"
     flags = [*FLAGS, "--warmup-frames", str(4 * steps), "--run-dir", str(run_dir)]
     sac_lag.launch(sac_lag.main, sac_lag.Config, flags)
