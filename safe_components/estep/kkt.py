@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
-
-import numpy as np
 import torch
 from torch import Tensor
 
-Array = TypeVar("Array", Tensor, np.ndarray)
 
-
-def kkt_residual(gradient: Array, point: Array, lower: Array, upper: Array, epsilon: Array) -> Array:
+def kkt_residual(gradient: Tensor, point: Tensor, lower: Tensor, upper: Tensor, epsilon: Tensor) -> Tensor:
     """Largest violation of the optimality conditions, relative to scale.
 
     In units of the spreads ``s`` (the root of the mean variance within a state, under the prior) of the
@@ -26,8 +21,6 @@ def kkt_residual(gradient: Array, point: Array, lower: Array, upper: Array, epsi
     upper bound ``u``, the second line counts with ``min(1, u_i - lam_i)``: a limit whose price may not
     rise any further may be exceeded at the optimum. The sum of the last two lines is the duality gap.
 
-    All arguments are tensors, or all are NumPy arrays.
-
     Args:
         gradient: ``[..., 1 + m]``, of the scaled dual.
         point: ``[..., 1 + m]``, scaled ``(eta, lam)``; ``lower`` and ``upper`` are its bounds.
@@ -38,6 +31,7 @@ def kkt_residual(gradient: Array, point: Array, lower: Array, upper: Array, epsi
     Returns:
         ``[...]``, 0 at a solution.
     """
-    xp: Any = torch if isinstance(gradient, Tensor) else np
-    factor = xp.where(gradient > 0, point - lower, (point - upper).clip(min=-1.0))
-    return xp.maximum(-gradient[..., 0] / epsilon, xp.amax(gradient * factor, -1))
+    factor = torch.where(gradient > 0, point - lower, (point - upper).clamp_min(-1.0))
+    terms = gradient * factor
+    ball = -gradient[..., 0] / epsilon
+    return torch.maximum(ball, terms.amax(-1))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import torch
 from torch import Tensor
 
 from safe_components.estep.dual_solver import DualSolver, Minimum
 from safe_components.estep.kkt import kkt_residual
+from safe_components.estep.newton_one import minimise_one
 from safe_components.ops.dual import DualProblem, dual_terms
 
 
@@ -73,75 +71,68 @@ class NewtonDualSolver(DualSolver):
         enough: Tensor,
     ) -> Minimum:
         """See :meth:`DualSolver.minimise`."""
-        # The dual is evaluated where the estimates are. What is done with its few derivatives costs calls,
-        # not arithmetic: it goes to NumPy, whose calls are cheapest, unless the host may not look.
-        host = self.synchronises
-        xp: Any = np if host else torch
-
-        def brought(*tensors: Tensor) -> tuple[Any, ...]:
-            return tuple(tensor.cpu().numpy() if host else tensor for tensor in tensors)
-
+        if self.synchronises and point.ndim == 1:
+            return minimise_one(problem, point, lower, upper, enough, self.tol, self.max_iterations)
         terms = dual_terms(problem, point[..., 0], point[..., 1:])
-        value, gradient, hessian = brought(terms.value, terms.gradient, terms.hessian)
-        at, low, high, enough, epsilon = brought(point, lower, upper, enough, problem.epsilon)
-        eye = brought(torch.eye(point.shape[-1], dtype=point.dtype, device=point.device))[0]
-        radius, iterations = xp.ones_like(value), xp.ones_like(value)
-        here = True  # whether ``terms`` belong to ``at``; where the host may not look, nobody knows
+        value, gradient, hessian = terms.value, terms.gradient, terms.hessian
+        radius = torch.ones_like(value)
+        eye = torch.eye(point.shape[-1], dtype=point.dtype, device=point.device)
+        iterations = torch.ones_like(value, dtype=torch.long)
         for _ in range(self.fixed_iterations or self.max_iterations):
-            done = (kkt_residual(gradient, at, low, high, epsilon) <= self.tol) | (value < enough)
-            if host and done.all():
+            done = kkt_residual(gradient, point, lower, upper, problem.epsilon) <= self.tol
+            done = done | (value < enough)
+            if self.synchronises and bool(done.all()):
                 break
-            step, size = _newton_step(xp, at, gradient, hessian, low, high, radius, eye)
-            trial = xp.minimum(xp.maximum(at + step, low), high)
-            place = torch.as_tensor(trial, device=point.device)
-            terms = dual_terms(problem, place[..., 0], place[..., 1:])
-            new_value, new_gradient, new_hessian = brought(terms.value, terms.gradient, terms.hessian)
-            promised = (gradient * (trial - at)).sum(-1)
-            rounding = 1e-14 * (1.0 + abs(value) + at.sum(-1))
-            accept = (new_value <= value + 1e-4 * promised + rounding) & ~done
-            vector, matrix = accept[..., None], accept[..., None, None]
-            at, here = xp.where(vector, trial, at), host and bool(accept.all())
-            value = xp.where(accept, new_value, value)
-            gradient = xp.where(vector, new_gradient, gradient)
-            hessian = xp.where(matrix, new_hessian, hessian)
-            radius = xp.where(accept, (4.0 * radius).clip(max=1.0), 0.25 * xp.minimum(radius, size))
-            iterations = iterations + xp.where(done, 0, 1)
-        point = torch.as_tensor(at, dtype=point.dtype, device=point.device)
-        return Minimum(
-            point, torch.as_tensor(iterations, device=point.device).long(), terms if here else None
-        )
+            step, size = _newton_step(point, gradient, hessian, lower, upper, radius, eye)
+            trial = torch.minimum(torch.maximum(point + step, lower), upper)
+            terms = dual_terms(problem, trial[..., 0], trial[..., 1:])
+            promised = (gradient * (trial - point)).sum(-1)
+            rounding = 1e-14 * (1.0 + value.abs() + point.sum(-1))
+            accept = (terms.value <= value + 1e-4 * promised + rounding) & ~done
+            vector, matrix = accept.unsqueeze(-1), accept[..., None, None]
+            point = torch.where(vector, trial, point)
+            value = torch.where(accept, terms.value, value)
+            gradient = torch.where(vector, terms.gradient, gradient)
+            hessian = torch.where(matrix, terms.hessian, hessian)
+            radius = torch.where(accept, (4.0 * radius).clamp_max(1.0), 0.25 * torch.minimum(radius, size))
+            iterations = iterations + ~done
+        return Minimum(point, iterations)
 
 
 def _newton_step(
-    xp: Any, point: Any, gradient: Any, hessian: Any, lower: Any, upper: Any, radius: Any, eye: Any
-) -> tuple[Any, Any]:
+    point: Tensor,
+    gradient: Tensor,
+    hessian: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    radius: Tensor,
+    eye: Tensor,
+) -> tuple[Tensor, Tensor]:
     """Newton's step for the free multipliers inside a box, and its size as a share of the full box.
 
     The box of radius 1 lets ``eta`` change tenfold and ``lam`` by ``10 (1 + lam)``. The costs' multipliers
     are eliminated first, so that they follow ``eta`` where the box cuts its step: along a ridge on
     which ``eta`` goes to its bound (parallel estimates) all move together.
-
-    ``xp`` is ``numpy`` or ``torch``, whichever the arrays ``[..., 1 + m]`` are of.
     """
-    free = xp.where(gradient > 0, point > lower, point < upper)
-    mask = free * eye[0, 0]
+    free = torch.where(gradient > 0, point > lower, point < upper)
+    mask = free.to(gradient.dtype)
     # A trace on the diagonal keeps singular Hessians solvable; a held multiplier stands alone with step 0.
-    rows = hessian * (mask[..., None] * mask[..., None, :]) * (1.0 + 1e-12 * eye)
-    rows = rows + ((1.0 - mask) + 1e-120)[..., None] * eye
-    curvature = rows[..., 0, :1]
-    rows = xp.concatenate([rows, (gradient * mask)[..., None]], -1)
+    curvature = hessian.diagonal(dim1=-2, dim2=-1)
+    diagonal = torch.where(free, curvature * (1.0 + 1e-12) + 1e-120, 1.0)
+    rows = torch.where(eye > 0, diagonal.unsqueeze(-1), hessian * (mask.unsqueeze(-1) * mask.unsqueeze(-2)))
+    rows = torch.cat([rows, (gradient * mask).unsqueeze(-1)], dim=-1)
     for i in range(1, gradient.shape[-1]):  # Gauss-Jordan: few rows, and no library call that waits
         pivot = rows[..., i : i + 1, :]
         rows = rows - (rows[..., i : i + 1] - eye[:, i : i + 1]) * (pivot / pivot[..., i : i + 1])
     eta = point[..., :1]
-    room = radius[..., None] * eta
+    room = radius.unsqueeze(-1) * eta
     # What elimination leaves of eta's curvature cannot be told from rounding below this share of it.
-    left = xp.maximum(rows[..., 0, :1], 1e-10 * curvature)
-    move = xp.maximum(-rows[..., 0, -1:] / left, xp.maximum(lower[..., :1] - eta, -0.9 * room))
-    move = xp.minimum(move, 9.0 * room)
-    step = xp.concatenate([move, -rows[..., 1:, -1] - rows[..., 1:, 0] * move], -1)
-    eta_size = xp.maximum(move / 9.0, move / -0.9) / eta
-    size = xp.concatenate([eta_size, abs(step[..., 1:]) / (10.0 + 10.0 * point[..., 1:])], -1)
-    size = xp.amax(size, -1)
-    share = (radius / size.clip(min=1e-300)).clip(max=1.0)
-    return step * share[..., None], size * share
+    left = torch.maximum(rows[..., 0, :1], 1e-10 * diagonal[..., :1])
+    move = torch.maximum(-rows[..., 0, -1:] / left, torch.maximum(lower[..., :1] - eta, -0.9 * room))
+    move = torch.minimum(move, 9.0 * room)
+    step = torch.cat([move, -rows[..., 1:, -1] - rows[..., 1:, 0] * move], dim=-1)
+    eta_size = torch.maximum(move / 9.0, move / -0.9) / eta
+    size = torch.cat([eta_size, step[..., 1:].abs() / (10.0 + 10.0 * point[..., 1:])], dim=-1)
+    size = size.amax(-1)
+    share = (radius / size.clamp_min(1e-300)).clamp_max(1.0)
+    return step * share.unsqueeze(-1), size * share

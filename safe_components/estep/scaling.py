@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -45,16 +46,15 @@ def scale_problem(problem: DualProblem) -> ScaledProblem:
         prior = problem.log_prior.exp().unsqueeze(-3)
         base = (prior * features).sum(-1, keepdim=True)
     centred = features - base
-    square = centred.square()
     if problem.log_prior is None:
-        variance = square.mean((-2, -1))
+        size = features.shape[-2] * features.shape[-1]
+        spread = torch.linalg.vector_norm(centred, dim=(-2, -1)) / math.sqrt(size)
     else:
-        square = square * prior
+        square = centred.square() * prior
         centred = torch.where(prior > 0, centred, 0.0)
-        variance = square.sum(-1).mean(-1)
+        spread = square.sum(-1).mean(-1).sqrt()
     center = base.mean((-2, -1))
-    spread = variance.sqrt()
-    has_spread = spread > _NO_SPREAD * features.abs().amax((-2, -1))
+    has_spread = spread > _NO_SPREAD * torch.linalg.vector_norm(features, torch.inf, dim=(-2, -1))
     spread = torch.where(has_spread, spread, 1.0)
     inverse = has_spread / spread
     limits = (problem.cost_limits - center[..., 1:]) * inverse[..., 1:]

@@ -99,13 +99,36 @@ def dual_terms(problem: DualProblem, eta: Tensor, lam: Tensor, hessian: bool = T
         >>> terms.weight
         tensor([[0.2689, 0.7311]])
     """
+    theta = F.pad(-lam, (1, 0), value=1.0) / eta.unsqueeze(-1)
+    return assemble_terms(problem, dual_moments(problem, theta, covariance=hessian), eta, lam)
+
+
+class DualMoments(NamedTuple):
+    """What one pass over the particles finds; ``x = (z, Q_c,1, ..., Q_c,m)``."""
+
+    log_partition: Tensor
+    """``[...]``: ``mean_b log sum_k p_bk exp(z_bk)``."""
+    mean: Tensor
+    """``[..., 1 + m]``: ``mean_b E_q x``."""
+    covariance: Tensor
+    """``[..., 1 + m, 1 + m]``: ``mean_b Cov_q(x, x)``; no elements if not asked for."""
+    weight: Tensor
+    """``[..., B, K]``: ``q``."""
+
+
+def dual_moments(problem: DualProblem, theta: Tensor, covariance: bool = True) -> DualMoments:
+    """The sums behind :func:`dual_terms`, with ``theta [..., 1 + m] = (1, -lam) / eta``.
+
+    Example:
+        >>> problem = dual_problem(torch.tensor([[0.0, 1.0]]), torch.zeros(1, 2, 0), 0.1, torch.zeros(0))
+        >>> dual_moments(problem, torch.ones(1)).mean
+        tensor([0.7311])
+    """
     features = problem.features
     states, particles = features.shape[-2:]
-    eta = eta.unsqueeze(-1)
-    theta = F.pad(-lam, (1, 0), value=1.0) / eta  # z = theta . features
     z = (theta.unsqueeze(-2) @ features.flatten(-2)).unflatten(-1, (states, particles))
     # Of z and the costs, not of reward and costs: where eta is small, z is a small difference.
-    moments = torch.cat([z, features[..., 1:, :, :]], dim=-3)
+    x = torch.cat([z, features[..., 1:, :, :]], dim=-3)
     logits = z.squeeze(-3) if problem.log_prior is None else z.squeeze(-3) + problem.log_prior
     highest = logits.amax(-1, keepdim=True)
     weight = (logits - highest).exp_()
@@ -114,21 +137,28 @@ def dual_terms(problem: DualProblem, eta: Tensor, lam: Tensor, hessian: bool = T
     log_partition = total.log_().add_(highest).mean((-2, -1))
     if problem.log_prior is None:
         log_partition = log_partition - math.log(particles)
-
     weights = weight.unsqueeze(-3)
-    mean = (weights * moments).sum(-1, keepdim=True)  # [..., 1 + m, B, 1]
-    expected = mean.mean((-2, -1))
-    expected_z, expected_cost = expected[..., :1], expected[..., 1:]
-    room = problem.epsilon + log_partition
-    gradient = torch.cat([room.unsqueeze(-1) - expected_z, problem.cost_limits - expected_cost], dim=-1)
-    value = eta.squeeze(-1) * room + (lam * problem.cost_limits).sum(-1)
-    expected_reward = eta * expected_z + (lam * expected_cost).sum(-1, keepdim=True)
-    expectation = torch.cat([expected_reward, expected_cost], dim=-1)
-    if not hessian:
-        return DualTerms(value, gradient, value.new_empty(0), expectation, weight)
-    moments -= mean
-    second = (weights * moments).flatten(-2) @ moments.flatten(-2).mT
-    return DualTerms(value, gradient, second / (states * eta.unsqueeze(-1)), expectation, weight)
+    of_state = (weights * x).sum(-1, keepdim=True)  # [..., 1 + m, B, 1]
+    mean = of_state.mean((-2, -1))
+    if not covariance:
+        return DualMoments(log_partition, mean, mean.new_empty(0), weight)
+    x -= of_state
+    second = (weights * x).flatten(-2) @ x.flatten(-2).mT
+    return DualMoments(log_partition, mean, second / states, weight)
+
+
+def assemble_terms(problem: DualProblem, moments: DualMoments, eta: Tensor, lam: Tensor) -> DualTerms:
+    """The dual and its derivatives from the moments at ``(eta, lam)``."""
+    mean_z, mean_cost = moments.mean[..., :1], moments.mean[..., 1:]
+    room = problem.epsilon + moments.log_partition
+    gradient = torch.cat([room.unsqueeze(-1) - mean_z, problem.cost_limits - mean_cost], dim=-1)
+    value = eta * room + (lam * problem.cost_limits).sum(-1)
+    reward = eta.unsqueeze(-1) * mean_z + (lam * mean_cost).sum(-1, keepdim=True)
+    expectation = torch.cat([reward, mean_cost], dim=-1)
+    hessian = moments.covariance
+    if hessian.numel():
+        hessian = hessian / eta[..., None, None]
+    return DualTerms(value, gradient, hessian, expectation, moments.weight)
 
 
 def dual_value(
