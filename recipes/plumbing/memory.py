@@ -15,8 +15,8 @@ __all__ = ["available_bytes", "memory_needed", "require_memory"]
 _FLOAT, _DOUBLE, _LONG, _BOOL = 4, 8, 8, 1
 # Weights, gradient, two moments of Adam, target.
 _COPIES = 5
-# Rows that one critic scores at a time and thread on a CPU; elsewhere all score all.
-_CPU_ROWS = 512
+# Numbers of a layer that one critic scores at a time and thread on a CPU; elsewhere all score all.
+_CPU_NUMBERS = 256 * 256
 
 
 def memory_needed(
@@ -61,8 +61,8 @@ def memory_needed(
 
     scored = config.batch_size * particles
     if torch.device(config.device).type == "cpu":
-        # All layers of some rows of one critic, and the factors of the first layer of all.
-        scores = _CPU_ROWS * config.threads * 2 * sum(hidden)
+        # The layers of some rows of one critic, and the factors of the first layer of all.
+        scores = _CPU_NUMBERS * config.threads * 2 * len(hidden)
         scores += members * (1 + a) * (2 * config.batch_size * hidden[0] + 3 * scored)
     else:
         # Two neighbouring layers at a time, and three copies of the first where it is normalised.

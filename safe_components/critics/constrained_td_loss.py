@@ -140,24 +140,27 @@ class ConstrainedTDLoss(TDLoss):
         with self.critic_params.to_module(self.critic, preserve_module_state=False):
             q = self.critic(tensordict[names.observation], tensordict[names.action])
         target = self.target(tensordict)
-        loss = self._mean_distance(tensordict, q, self.critic.join(target[..., :1], target[..., 1:], q))
+        joined = self.critic.join(target[..., :1], target[..., 1:], q)
+        loss = self._mean_distance(tensordict, q, joined)
         reward_loss, cost_loss = (part.sum() for part in self.critic.split(loss))
-        q_reward, q_cost = self.critic.split(q.detach())
-        errors = [(q_reward - target[..., :1]).abs(), (q_cost - target[..., 1:]).abs()]
-        total = errors[0].sum((0, -1)) + errors[1].sum((0, -1))
-        tensordict.set(names.priority, total / (len(q_reward) + len(q_cost) * q_cost.shape[-1]))
+        # Outputs that mean nothing deviate by nothing.
+        deviation = (q.detach() - joined).abs()
+        reward, cost = self.critic.split(q)
+        tensordict.set(names.priority, deviation.sum((0, -1)) / (len(reward) + len(cost) * cost.shape[-1]))
 
-        def means(*parts: Tensor) -> Tensor:
-            return torch.cat([part.flatten(0, -2).mean(0) for part in parts])
+        def signals(value: Tensor) -> Tensor:
+            """Mean over transitions and members ``[1 + m]``."""
+            parts = self.critic.split(value.flatten(1, -2).mean(1))
+            return torch.cat([part.mean(0) for part in parts])
 
         return TensorDict(
             {
                 "loss_q": reward_loss + cost_loss,
                 "loss_q_reward": reward_loss.detach(),
                 "loss_q_cost": cost_loss.detach(),
-                "td_error": means(*errors),
-                "q_mean": means(q_reward, q_cost),
-                "target_mean": means(target),
+                "td_error": signals(deviation),
+                "q_mean": signals(q.detach()),
+                "target_mean": target.flatten(0, -2).mean(0),
             },
             [],
         )

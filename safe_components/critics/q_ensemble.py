@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# In-place twins, used where no gradient is recorded: they save a pass over the activations.
+# In-place twins: they save memory, and a product's gradient does not ask for its result.
 _IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.ReLU: torch.relu_,
     nn.Tanh: torch.tanh_,
     nn.Sigmoid: torch.sigmoid_,
 }
-# Rows of activations that a block holds per thread when no gradient is recorded on a CPU: two layers of
-# [512, 256] float32 are 1 MB, which stays in the core's own cache between the passes over it.
-_BLOCK_ROWS = 512
+# Numbers of the widest layer that a block holds per thread when no gradient is recorded on a CPU: a layer
+# of [256, 256] float32 is 256 KB, so that two of them and the weights stay in the core's own cache.
+_BLOCK_NUMBERS = 256 * 256
 
 Layers = list[tuple[Tensor, Tensor]]
 """Weight ``[E, in, out]`` and bias ``[E, 1, out]``, from the input on."""
@@ -140,9 +140,11 @@ class QEnsemble(nn.Module):
             return value.view(-1, *lead, self.num_outputs)
         per_state = action.shape[-2]
         action = action.reshape(states, per_state, self.action_dim)
-        large = observation.device.type == "cpu" and states * per_state > _block_rows()
-        forward = self._in_blocks if large and not torch.is_grad_enabled() else self._many_actions
-        return forward(observation, action, layers).view(-1, *lead, per_state, self.num_outputs)
+        if observation.device.type != "cpu" or torch.is_grad_enabled():
+            value = self._many_actions(observation, action, layers)
+        else:
+            value = self._in_blocks(observation, action, layers)
+        return value.view(-1, *lead, per_state, self.num_outputs)
 
     def _normalise(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x
@@ -170,8 +172,7 @@ class QEnsemble(nn.Module):
 
     def _upwards(self, x: Tensor, layers: Layers, dtype: torch.dtype | None = None) -> Tensor:
         """From the first layer's values ``[E, N, h]`` to the output's; hidden products in ``dtype``."""
-        act = self.activation if torch.is_grad_enabled() else self._activate_
-        own = x.dtype
+        act, own = self._activate_, x.dtype
         x = act(self._normalise(x)).to(dtype or own)
         for weight, bias in layers[1:-1]:
             x = act(torch.baddbmm(bias.to(x.dtype), x, weight.to(x.dtype)))
@@ -186,8 +187,8 @@ class QEnsemble(nn.Module):
         value = action.new_empty(members, states * per_state, self.num_outputs)
         # One buffer a hidden layer, reused by every block: fresh ones would cost page faults. What a block
         # reads and writes is a view made beforehand: a slice takes as long as a small operation.
-        step = max(1, _block_rows() // per_state)
         widths = [weight.shape[1] for weight, _ in layers[1:]]
+        step = min(states, max(1, _block_rows(max(widths)) // per_state))
         first, last = (action.new_empty(step * per_state, width) for width in (widths[0], widths[-1]))
         hidden = [action.new_empty(step * per_state, width, dtype=dtype) for width in widths]
         whole = (first, last, hidden)
@@ -245,8 +246,8 @@ class QEnsemble(nn.Module):
         return coordinates, torch.cat([state_part.unsqueeze(2), weight], 2)
 
 
-def _block_rows() -> int:
-    return _BLOCK_ROWS * torch.get_num_threads()
+def _block_rows(width: int) -> int:
+    return _BLOCK_NUMBERS * torch.get_num_threads() // width
 
 
 def _linear_init(num_members: int, fan_in: int, fan_out: int) -> tuple[Tensor, Tensor]:

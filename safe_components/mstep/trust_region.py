@@ -99,10 +99,10 @@ class HardTrustRegion(nn.Module):
             self.raw.clamp_(self._raw_min, self._raw_max)
         alpha = nn.functional.softplus(self.raw)
         alpha_mean, alpha_cov = alpha.detach().unbind()
-        slack_mean, slack_cov = self.kl_mean - kl_mean.detach(), self.kl_cov - kl_cov.detach()
+        slack = torch.stack([self.kl_mean - kl_mean.detach(), self.kl_cov - kl_cov.detach()])
         return TrustRegionTerms(
             penalty=alpha_mean * kl_mean + alpha_cov * kl_cov,
-            dual_loss=alpha[0] * slack_mean + alpha[1] * slack_cov,
+            dual_loss=(alpha * slack).sum(),
             alpha_mean=alpha_mean,
             alpha_cov=alpha_cov,
             capped=(self.raw.detach() >= self._raw_max).any(),

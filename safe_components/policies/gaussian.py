@@ -114,7 +114,9 @@ class GaussianNet(nn.Module):
         sizes = [observation_dim, *hidden_sizes]
         layers: list[nn.Module] = []
         for width_in, width_out in itertools.pairwise(sizes):
-            layers += [nn.Linear(width_in, width_out), activation()]
+            # In place: a linear layer's gradient does not ask for its result.
+            act = nn.ReLU(inplace=True) if activation is nn.ReLU else activation()
+            layers += [nn.Linear(width_in, width_out), act]
         output = nn.Linear(sizes[-1], n + len(places))
         with torch.no_grad():
             output.weight.mul_(_OUTPUT_INIT)
