@@ -93,6 +93,7 @@ class QEnsemble(nn.Module):
         self.register_buffer("action_low", low)
         self.register_buffer("action_high", high)
         self.activation = activation()
+        self._folds = activation is nn.ReLU
         self._activate_: Callable[[Tensor], Tensor] = _IN_PLACE.get(activation, self.activation)
 
         # All parameters live on this one module, [E, in, out]: swapping them in and out is one dictionary.
@@ -195,8 +196,7 @@ class QEnsemble(nn.Module):
         count = ((states - 1) % step + 1) * per_state
         rest = (first[:count], last[:count], [buffer[:count] for buffer in hidden])
         for e in range(members):
-            own = [(weight[e].to(dtype), bias[e].to(dtype)) for weight, bias in layers[1:-1]]
-            weight_out, bias_out = layers[-1][0][e], layers[-1][1][e]
+            own, rest_of_bias = self._foldable(layers, e, dtype)
             blocks = (coordinates[e].split(step), basis[e].split(step), value[e].split(step * per_state))
             for rows, columns, out in zip(*blocks, strict=True):
                 x, last, (low, *others) = whole if len(rows) == step else rest
@@ -205,11 +205,33 @@ class QEnsemble(nn.Module):
                 if dtype != x.dtype:
                     x = low.copy_(x)
                 for (weight, bias), result in zip(own, others, strict=True):
-                    x = act(torch.addmm(bias, x, weight, out=result))
+                    if self._folds:
+                        x = torch.mm(x, weight, out=result).clamp_(min=bias)
+                    else:
+                        x = act(torch.addmm(bias, x, weight, out=result))
                 if dtype != out.dtype:
                     x = last.copy_(x)
-                torch.addmm(bias_out, x, weight_out, out=out)
+                torch.mm(x, layers[-1][0][e], out=out)
+            value[e] += rest_of_bias
         return value
+
+    def _foldable(self, layers: Layers, e: int, dtype: torch.dtype) -> tuple[Layers, Tensor]:
+        """Weight and bias of one member's hidden products, and what is then to be added to its output.
+
+        With ReLU no bias needs to be added to the rows: ``max(x W + c, 0) = max(x W, -c) + c``, and the ``c``
+        that is left over goes through the next layer once, ``c W'``, for all rows. A pair is then weight
+        and ``-c``.
+        """
+        bias_out = layers[-1][1][e]
+        if not self._folds:
+            return [(weight[e].to(dtype), bias[e].to(dtype)) for weight, bias in layers[1:-1]], bias_out
+        folded: Layers = []
+        carried = torch.zeros_like(layers[1][1][e])
+        for (weight, bias), (following, _) in itertools.pairwise(layers[1:]):
+            shift = (bias[e] + carried).to(dtype)
+            folded.append((weight[e].to(dtype), -shift))
+            carried = shift.to(bias.dtype) @ following[e]
+        return folded, bias_out + carried
 
     def _first_layer(self, observation: Tensor, layer: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """``u = W_s s + b [E, B, h]`` and ``W_a [E, a, h]``."""
