@@ -18,13 +18,14 @@ from typing import Literal
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential
-from torchrl.objectives import HardUpdate, SoftUpdate
+from torchrl.objectives import HardUpdate
 
 from plumbing import (
     ConstrainedCritics,
     ExecutionConfig,
     LagrangianConfig,
     OffPolicyConfig,
+    Polyak,
     Task,
     execute,
     make_buffer,
@@ -125,7 +126,7 @@ def main(config: Config) -> None:
     mstep = MStepLoss(policy, trust_region=trust_region, check_weights=config.waits).to(task.device)
     polyak = config.reference == "polyak"
     copied = functools.partial(HardUpdate, value_network_update_interval=0)
-    reference = SoftUpdate(mstep, eps=config.policy_polyak) if polyak else copied(mstep)
+    reference = Polyak(mstep, eps=config.policy_polyak) if polyak else copied(mstep)
     critics = ConstrainedCritics(
         config,
         task,

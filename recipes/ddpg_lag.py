@@ -17,11 +17,11 @@ import dataclasses
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
-from torchrl.objectives import SoftUpdate
 
 from plumbing import (
     ConstrainedCritics,
     OffPolicyLagrangianConfig,
+    Polyak,
     Task,
     make_multiplier,
     require_memory,
@@ -64,7 +64,7 @@ def main(config: Config) -> None:
     actor = DeterministicLagLoss(
         policy, critics.critic.reward(), critics.critic.cost(), multiplier, normalise=config.normalise
     ).to(task.device)
-    target_actor = SoftUpdate(actor, eps=config.policy_polyak)
+    target_actor = Polyak(actor, eps=config.policy_polyak)
     policy_optim = torch.optim.Adam(actor.parameters(), lr=config.policy_lr)
 
     def improve(batch: TensorDictBase, updates: int) -> dict[str, torch.Tensor]:

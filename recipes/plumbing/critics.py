@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 from torch import nn
-from torchrl.objectives import SoftUpdate
 
 from plumbing.off_policy import OffPolicyConfig
+from plumbing.targets import Polyak
 from plumbing.task import Task
 from safe_components.critics import ConstrainedQEnsemble, ConstrainedTDLoss
 from safe_components.ops import Aggregate
@@ -75,7 +75,7 @@ class ConstrainedCritics:
             smooth_action=smooth_action,
         )
         # TorchRL wants the updater before the target parameters are first used.
-        self._target = SoftUpdate(self.td, eps=config.critic_polyak)
+        self._target = Polyak(self.td, eps=config.critic_polyak)
         self.optim = torch.optim.Adam(self.td.parameters(), lr=config.critic_lr, fused=True)
         self.components: Mapping[str, Any] = {"critic_td": self.td, "critic_optim": self.optim}
 
