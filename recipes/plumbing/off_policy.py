@@ -8,9 +8,10 @@ from collections.abc import Callable
 import torch
 from tensordict import TensorDictBase
 from torch import nn
-from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data import TensorDictReplayBuffer
 
 from plumbing.report import report
+from plumbing.storage import GatherStorage
 from plumbing.task import Task
 from safe_components import keys
 from safe_components.collectors import OverlappedCollector, make_collector
@@ -95,7 +96,7 @@ def make_buffer(config: OffPolicyConfig, frames: int | None = None) -> TensorDic
     for name, value in (("buffer", frames // config.env.frame_skip), ("batch_size", config.batch_size)):
         if value < 1:
             raise ValueError(f"{name} is {value} transitions, must be at least 1")
-    storage = LazyTensorStorage(frames // config.env.frame_skip, device=torch.device(config.device))
+    storage = GatherStorage(frames // config.env.frame_skip, device=torch.device(config.device))
     return TensorDictReplayBuffer(storage=storage, batch_size=config.batch_size)
 
 
