@@ -15,7 +15,7 @@ from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import distance_loss
 
 from safe_components import keys
-from safe_components.ops import Aggregate, aggregate
+from safe_components.ops import Aggregate, aggregate, network_outputs, single_network
 
 
 class TDLoss(LossModule):
@@ -160,6 +160,7 @@ class TDLoss(LossModule):
         self.convert_to_functional(critic, "critic", create_target_params=True)
         # Kept out of the module tree, so that an optimiser of this loss moves the critic only.
         self.__dict__["policy"] = policy
+        self.__dict__["_network"] = single_network(policy)
         self.__dict__["policy_params"] = policy_params
         self.__dict__["smooth_action"] = smooth_action
         _check_aggregate(aggregate, std_coef)
@@ -280,7 +281,11 @@ class TDLoss(LossModule):
         inputs = following.select(*self.policy.in_keys)
         if not self._stochastic:
             return self.policy(inputs)[self.tensor_keys.action], None
-        dist = self.policy.get_dist(inputs)
+        if self._network is None:
+            dist = self.policy.get_dist(inputs)
+        else:
+            outputs = network_outputs(self._network, inputs)
+            dist = self.policy.module[-1].get_dist(TensorDict(outputs, inputs.batch_size))
         shape = () if self.num_action_samples == 1 else (self.num_action_samples,)
         if not self._soft:
             action = dist.sample(shape)

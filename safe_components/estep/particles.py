@@ -22,7 +22,7 @@ from safe_components.keys import (
     PARTICLE_SCALE_TRIL,
     SCALE_TRIL,
 )
-from safe_components.ops import Aggregate, aggregate
+from safe_components.ops import Aggregate, aggregate, network_outputs, single_network
 
 Critic = Callable[[Tensor, Tensor], Tensor]
 
@@ -143,6 +143,12 @@ class ParticleSampler(TensorDictModuleBase):
     def _reference(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         policy, params = self._policy
         inputs = tensordict.select(*getattr(policy, "in_keys", self.in_keys))
+        network = single_network(policy)
+        if network is not None:
+            own = None if params is None else params.get(("module", "0", "module"))
+            with _swapped(network.module, own):
+                outputs = network_outputs(network, inputs)
+            return outputs[LOC], outputs[SCALE_TRIL]
         with _swapped(policy, params):
             parameters: Any = getattr(policy, "get_dist_params", policy)
             outputs = parameters(inputs)

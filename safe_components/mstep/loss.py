@@ -7,16 +7,16 @@ from typing import Any, Literal, get_args
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, TensorDictParams, dispatch
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictParams, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
-from torchrl.modules import ProbabilisticActor
 from torchrl.objectives.common import LossModule
 
 from safe_components import keys
 from safe_components.mstep.moments import joint_log_likelihood
 from safe_components.mstep.objective import OldPolicy, decoupled_terms, log_diag
 from safe_components.mstep.trust_region import TrustRegionTerms
+from safe_components.ops import network_outputs, single_network
 
 Likelihood = Literal["decoupled", "joint"]
 
@@ -133,7 +133,7 @@ class MStepLoss(LossModule):
         self.likelihood, self.check_weights = likelihood, check_weights
         self.convert_to_functional(policy, "policy", create_target_params=True)
         self.trust_region = trust_region
-        self._single_network = _is_single_network(policy)
+        self.__dict__["_network"] = single_network(policy)  # a part of the policy, no child of its own
         self._in_place = self._holds_own_parameters()
         self._last: tuple[list[tuple[Tensor, int]], OldPolicy] | None = None
 
@@ -212,17 +212,13 @@ class MStepLoss(LossModule):
     def _gaussian(self, params: TensorDictParams, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """``loc`` and ``scale_tril`` of the policy with these parameters; writes nothing to the input."""
         # Swapped in as they are: "preserving the module's state" would turn target buffers into parameters.
-        if self._single_network:
-            # Called on tensors: the dictionaries in between would cost half of what the network does.
-            module = self.policy.module[0]
-            inputs = [tensordict[key] for key in module.in_keys]
-            if self._in_place and params is self.policy_params:
-                values = module.module(*inputs)
-            else:
-                own = params.get(("module", "0", "module"))
-                with own.to_module(module.module, preserve_module_state=False):
-                    values = module.module(*inputs)
-            outputs = dict(zip(module.out_keys, values, strict=True))
+        network = self._network
+        if network is not None and self._in_place and params is self.policy_params:
+            outputs = network_outputs(network, tensordict)
+        elif network is not None:
+            own = params.get(("module", "0", "module"))
+            with own.to_module(network.module, preserve_module_state=False):
+                outputs = network_outputs(network, tensordict)
         else:
             with params.to_module(self.policy, preserve_module_state=False):
                 outputs = self.policy.get_dist_params(tensordict.select(*self.policy.in_keys))
@@ -279,14 +275,6 @@ class MStepLoss(LossModule):
                     f"the particles' weights must sum to 1 in every state, they miss it by up to "
                     f"{error:.3g}; run the E-step first or normalise them"
                 )
-
-
-def _is_single_network(policy: ProbabilisticTensorDictSequential) -> bool:
-    """Whether the actor is ``[TensorDictModule(network), distribution]`` and nothing else."""
-    if type(policy) not in (ProbabilisticActor, ProbabilisticTensorDictSequential):
-        return False
-    modules = list(policy.module)
-    return len(modules) == 2 and type(modules[0]) is TensorDictModule and len(modules[0].out_keys) > 1
 
 
 def _solve(lower: Tensor, right: Tensor) -> Tensor:

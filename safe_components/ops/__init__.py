@@ -1,4 +1,4 @@
-"""Pure functions that every room may use: Gaussian KL terms, E-step dual, cost budget, aggregation."""
+"""Pure functions that every room may use: Gaussian KL, E-step dual, cost budget, aggregates, networks."""
 
 from safe_components.ops.aggregate import Aggregate, aggregate
 from safe_components.ops.cost_budget import q_cost_limit
@@ -11,6 +11,7 @@ from safe_components.ops.dual import (
     dual_weight,
 )
 from safe_components.ops.gaussian_kl import gaussian_kl
+from safe_components.ops.networks import network_outputs, single_network
 
 __all__ = [
     "Aggregate",
@@ -22,5 +23,7 @@ __all__ = [
     "dual_value",
     "dual_weight",
     "gaussian_kl",
+    "network_outputs",
     "q_cost_limit",
+    "single_network",
 ]

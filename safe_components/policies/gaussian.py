@@ -99,15 +99,16 @@ class GaussianNet(nn.Module):
         self.action_dim, self.min_std, self.init_std, self.covariance = n, min_std, init_std, covariance
         self.register_buffer("center", (high + low) / 2)
         self.register_buffer("half_range", (high - low) / 2)
-        # A product with zeros and ones puts the list [diagonal, below the diagonal] in its places; it is
-        # exact, and both directions of it are one operation.
+        # A product puts the list [diagonal, below the diagonal] in its places, scaled: zeros add nothing, and
+        # both directions of it are one operation.
         places = [(i, i) for i in range(n)]
         places += torch.tril_indices(n, n, offset=-1).T.tolist() if covariance == "full" else []
         entry = torch.zeros(len(places), n, n)
         for k, (i, j) in enumerate(places):
             entry[k, i, j] = 1.0
-        self.register_buffer("_entry", entry.flatten(1), persistent=False)
-        self.register_buffer("_floor", (min_std * torch.eye(n)).flatten(), persistent=False)
+        rows = self.half_range.unsqueeze(-1)
+        self.register_buffer("_entry", (rows * entry).flatten(1))
+        self.register_buffer("_floor", (rows * min_std * torch.eye(n)).flatten())
         # softplus(v + const) = init_std - min_std at v = 0
         self._shift = math.log(math.expm1(init_std - min_std))
 
@@ -135,9 +136,9 @@ class GaussianNet(nn.Module):
         loc = torch.addcmul(self.center, self.half_range, torch.tanh(raw[:, :n]))
         diagonal = F.softplus(raw[:, n : 2 * n] + self._shift)
         entries = diagonal if self.covariance == "diagonal" else torch.cat([diagonal, raw[:, 2 * n :]], -1)
-        factor = torch.addmm(self._floor, entries, self._entry).unflatten(-1, (n, n))
+        scale_tril = torch.addmm(self._floor, entries, self._entry)
         lead = observation.shape[:-1]
-        return loc.view(*lead, n), (self.half_range.unsqueeze(-1) * factor).view(*lead, n, n)
+        return loc.view(*lead, n), scale_tril.view(*lead, n, n)
 
 
 def gaussian_policy(

@@ -1,0 +1,43 @@
+"""Calling the network of a TorchRL actor on tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tensordict import TensorDictBase
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
+from tensordict.utils import NestedKey
+from torchrl.modules import ProbabilisticActor
+
+
+def single_network(policy: Any) -> TensorDictModule | None:
+    """The network of an actor that is ``[TensorDictModule(network), distribution]`` and nothing else.
+
+    Other actors, and networks with a single output, give None.
+
+    Example:
+        >>> import torch
+        >>> from torchrl.modules import Actor
+        >>> single_network(Actor(torch.nn.Linear(2, 1))) is None
+        True
+    """
+    if type(policy) not in (ProbabilisticActor, ProbabilisticTensorDictSequential):
+        return None
+    modules = list(policy.module)
+    if len(modules) != 2 or type(modules[0]) is not TensorDictModule or len(modules[0].out_keys) < 2:
+        return None
+    return modules[0]
+
+
+def network_outputs(network: TensorDictModule, tensordict: TensorDictBase) -> dict[NestedKey, Any]:
+    """What ``network`` would write, by key. The dictionaries in between would cost half of what it does.
+
+    Example:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> split = TensorDictModule(lambda x: x.chunk(2, -1), ["x"], ["a", "b"])
+        >>> network_outputs(split, TensorDict(x=torch.arange(4.0)))["b"]
+        tensor([2., 3.])
+    """
+    values = network.module(*(tensordict[key] for key in network.in_keys))
+    return dict(zip(network.out_keys, values, strict=True))
