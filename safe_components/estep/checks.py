@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -39,9 +41,10 @@ def check_shapes(
 def check_values(problem: DualProblem) -> None:
     """One clear error for values that no E-step can have."""
     # One question to the device where all is well. What is not finite is not finite in a sum either.
-    finite = problem.features.sum().isfinite()
-    good = finite & (problem.epsilon > 0).all() & (problem.cost_limits >= 0).all()
-    if bool(good):
+    asked = (problem.features.sum(), problem.epsilon, problem.cost_limits)
+    total, *settings = torch.cat([value.reshape(-1) for value in asked]).tolist()
+    radii, limits = settings[: problem.epsilon.numel()], settings[problem.epsilon.numel() :]
+    if math.isfinite(total) and all(r > 0 for r in radii) and all(limit >= 0 for limit in limits):
         return
     if not bool((problem.epsilon > 0).all()):
         raise ValueError(f"epsilon={problem.epsilon.tolist()} must be positive (nats)")

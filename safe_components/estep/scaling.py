@@ -54,9 +54,9 @@ def scale_problem(problem: DualProblem) -> ScaledProblem:
         centred = torch.where(prior > 0, centred, 0.0)
         spread = square.sum(-1).mean(-1).sqrt()
     center = base.mean((-2, -1))
-    has_spread = spread > _NO_SPREAD * torch.linalg.vector_norm(features, torch.inf, dim=(-2, -1))
+    has_spread = spread > _NO_SPREAD * features.abs().amax((-2, -1))
     spread = torch.where(has_spread, spread, 1.0)
     inverse = has_spread / spread
     limits = (problem.cost_limits - center[..., 1:]) * inverse[..., 1:]
-    scaled = problem._replace(features=centred * inverse[..., None, None], cost_limits=limits)
+    scaled = problem._replace(features=centred.mul_(inverse[..., None, None]), cost_limits=limits)
     return ScaledProblem(scaled, problem.cost_limits, center, spread, has_spread)
