@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from safe_components.estep.dual_solver import DualSolver, Minimum
+from safe_components.estep.dual_solver import DualSolver
+from safe_components.estep.recovery import Minimum
 from safe_components.ops.dual import DualProblem, dual_terms
 
 

@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from safe_components.estep.checks import check_shapes, check_values
 from safe_components.estep.kkt import kkt_residual
+from safe_components.estep.recovery import Answer, Minimum, Task, recovery, relief
 from safe_components.estep.scaling import ScaledProblem, scale_problem
 from safe_components.estep.solution import DualSolution
-from safe_components.ops.dual import DualProblem, DualTerms, dual_problem, dual_terms
+from safe_components.ops.dual import DualProblem, dual_problem
 
 Infeasible = Literal["recover", "clip"]
-
-
-class Minimum(NamedTuple):
-    """Where a solver stopped on one scaled dual problem."""
-
-    point: Tensor
-    """``[..., 1 + m]``: ``(eta, lam)``, scaled."""
-    iterations: Tensor
-    """``[...]`` int: evaluations spent."""
-    terms: DualTerms | None = None
-    """the dual at ``point``, if the solver's last evaluation was there for every problem"""
-
-    def evaluated(self, problem: DualProblem) -> DualTerms:
-        """The dual at ``point``."""
-        if self.terms is not None:
-            return self.terms
-        return dual_terms(problem, self.point[..., 0], self.point[..., 1:], hessian=False)
 
 
 class DualSolver(nn.Module, ABC):
@@ -169,11 +153,17 @@ class DualSolver(nn.Module, ABC):
             enough = _least_reward(problem)
         else:
             enough = torch.full_like(start[..., 0], -torch.inf)
-        main = self.minimise(problem, start, lower, upper, scaled.spread, enough)
+        task = Task(problem, start, lower, upper, scaled.spread, enough)
+        rescue = None
+        if self.synchronises or not costs:
+            main = self.minimise(*task)
+        else:  # both at once, for half the calls: nobody may look whether the second is needed
+            rescue = relief(scaled, self.eta_min)
+            main, least = self._minimise_both(task, rescue)
         terms = main.evaluated(problem)
         residual = kkt_residual(terms.gradient, main.point, lower, upper, problem.epsilon)
         violated = (-terms.gradient[..., 1:] > self.feasible_tol).any(-1)
-        answer = _Answer(
+        answer = Answer(
             point=main.point,
             gradient=terms.gradient,
             expectation=terms.expectation,
@@ -185,12 +175,26 @@ class DualSolver(nn.Module, ABC):
         infeasible_mask = torch.zeros_like(violated)
         recovered = infeasible_mask
         if costs and (not self.synchronises or bool(in_doubt.any())):
-            recovery, least_violation = self._recover(scaled)
+            if rescue is None:
+                rescue = relief(scaled, self.eta_min)
+                least = self.minimise(*rescue)
+            recovered_answer, least_violation = recovery(scaled, rescue, least)
             infeasible_mask = in_doubt & (least_violation > self.feasible_tol)
             if infeasible == "recover":
                 recovered = infeasible_mask
-                answer = answer.where(~recovered, recovery)
+                answer = answer.where(~recovered, recovered_answer)
         return self._solution(scaled, answer, infeasible_mask, recovered, upper, q_reward.dtype)
+
+    def _minimise_both(self, first: Task, second: Task) -> tuple[Minimum, Minimum]:
+        """Two tasks on the same prior and ball as one, along a new leading dimension."""
+        problem, other = first.problem, second.problem
+        features = torch.stack([problem.features, other.features])
+        limits = torch.stack([problem.cost_limits.expand_as(first.start[..., 1:]), other.cost_limits])
+        both = problem._replace(features=features, cost_limits=limits)
+        rest = (torch.stack(pair) for pair in zip(first[1:], second[1:], strict=True))
+        minimum = self.minimise(both, *rest)
+        one, two = zip(minimum.point, minimum.iterations, strict=True)
+        return Minimum(*one), Minimum(*two)
 
     def _cold_start(self, problem: DualProblem) -> Tensor:
         """The optimum if the estimates were Gaussian: of the reward alone, or with one cost that binds.
@@ -216,34 +220,10 @@ class DualSolver(nn.Module, ABC):
         point[..., 0] = eta
         return point
 
-    def _recover(self, scaled: ScaledProblem) -> tuple[_Answer, Tensor]:
-        """Least sum of violations, in spreads, that the ball allows; and the ``q`` that has it."""
-        features = scaled.problem.features.clone()
-        features[..., 0, :, :] = 0.0
-        problem = scaled.problem._replace(features=features)
-        upper = scaled.has_spread.to(features.dtype)
-        upper[..., 0] = torch.inf
-        lower = torch.zeros_like(upper)
-        lower[..., 0] = self.eta_min
-        start = upper.clone()
-        start[..., 0] = (2.0 * problem.epsilon).rsqrt()
-        enough = torch.full_like(start[..., 0], -torch.inf)
-        spread = scaled.spread.clone()
-        spread[..., 0] = 1.0
-        minimum = self.minimise(problem, start, lower, upper, spread, enough)
-        terms = minimum.evaluated(problem)
-        residual = kkt_residual(terms.gradient, minimum.point, lower, upper, problem.epsilon)
-        reward = (terms.weight * scaled.problem.features[..., 0, :, :]).sum(-1).mean(-1)
-        expectation = torch.cat([reward.unsqueeze(-1), terms.expectation[..., 1:]], dim=-1)
-        answer = _Answer(
-            minimum.point, terms.gradient, expectation, terms.weight, residual, minimum.iterations
-        )
-        return answer, -terms.value
-
     def _solution(
         self,
         scaled: ScaledProblem,
-        answer: _Answer,
+        answer: Answer,
         infeasible: Tensor,
         recovered: Tensor,
         upper: Tensor,
@@ -271,27 +251,6 @@ class DualSolver(nn.Module, ABC):
             lam_clipped=(answer.point[..., 1:] >= upper[..., 1:]) & ~recovered.unsqueeze(-1),
             iterations=answer.iterations,
         )
-
-
-class _Answer(NamedTuple):
-    """A minimum with what follows from it, scaled."""
-
-    point: Tensor
-    gradient: Tensor
-    expectation: Tensor
-    weight: Tensor
-    residual: Tensor
-    iterations: Tensor
-
-    def where(self, condition: Tensor, other: _Answer) -> _Answer:
-        """Own entries where ``condition`` ``[...]`` holds, ``other``'s elsewhere; evaluations add up."""
-
-        def pick(mine: Tensor, theirs: Tensor) -> Tensor:
-            mask = condition.reshape(condition.shape + (1,) * (mine.ndim - condition.ndim))
-            return torch.where(mask, mine, theirs)
-
-        picked = _Answer(*(pick(a, b) for a, b in zip(self, other, strict=True)))
-        return picked._replace(iterations=self.iterations + other.iterations)
 
 
 def _least_reward(problem: DualProblem) -> Tensor:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from safe_components.estep.dual_solver import DualSolver, Minimum
+from safe_components.estep.dual_solver import DualSolver
 from safe_components.estep.kkt import kkt_residual
 from safe_components.estep.newton_one import minimise_one
+from safe_components.estep.recovery import Minimum
 from safe_components.ops.dual import DualProblem, dual_terms
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from safe_components.estep.dual_solver import Minimum
+from safe_components.estep.recovery import Minimum
 from safe_components.ops.dual import DualMoments, DualProblem, assemble_terms, dual_moments
 
 _Vector = list[float]

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
-from safe_components.estep.dual_solver import DualSolver, Minimum
+from safe_components.estep.dual_solver import DualSolver
+from safe_components.estep.recovery import Minimum
 from safe_components.ops.dual import DualProblem
 
 Array = NDArray[np.float64]

@@ -1,0 +1,87 @@
+"""A solver's task and its outcome, and the task that is left where no distribution meets the limits."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from safe_components.estep.kkt import kkt_residual
+from safe_components.estep.scaling import ScaledProblem
+from safe_components.ops.dual import DualProblem, DualTerms, dual_terms
+
+
+class Minimum(NamedTuple):
+    """Where a solver stopped on one scaled dual problem."""
+
+    point: Tensor
+    """``[..., 1 + m]``: ``(eta, lam)``, scaled."""
+    iterations: Tensor
+    """``[...]`` int: evaluations spent."""
+    terms: DualTerms | None = None
+    """the dual at ``point``, if the solver's last evaluation was there for every problem"""
+
+    def evaluated(self, problem: DualProblem) -> DualTerms:
+        """The dual at ``point``."""
+        if self.terms is not None:
+            return self.terms
+        return dual_terms(problem, self.point[..., 0], self.point[..., 1:], hessian=False)
+
+
+class Task(NamedTuple):
+    """Arguments of :meth:`DualSolver.minimise`."""
+
+    problem: DualProblem
+    start: Tensor
+    lower: Tensor
+    upper: Tensor
+    spread: Tensor
+    enough: Tensor
+
+
+class Answer(NamedTuple):
+    """A minimum with what follows from it, scaled."""
+
+    point: Tensor
+    gradient: Tensor
+    expectation: Tensor
+    weight: Tensor
+    residual: Tensor
+    iterations: Tensor
+
+    def where(self, condition: Tensor, other: Answer) -> Answer:
+        """Own entries where ``condition`` ``[...]`` holds, ``other``'s elsewhere; evaluations add up."""
+
+        def pick(mine: Tensor, theirs: Tensor) -> Tensor:
+            mask = condition.reshape(condition.shape + (1,) * (mine.ndim - condition.ndim))
+            return torch.where(mask, mine, theirs)
+
+        picked = Answer(*(pick(a, b) for a, b in zip(self, other, strict=True)))
+        return picked._replace(iterations=self.iterations + other.iterations)
+
+
+def relief(scaled: ScaledProblem, eta_min: float) -> Task:
+    """To find the least sum of violations, in spreads, that the ball allows."""
+    features = scaled.problem.features.clone()
+    features[..., 0, :, :] = 0.0
+    upper = scaled.has_spread.to(features.dtype)
+    upper[..., 0] = torch.inf
+    lower = torch.zeros_like(upper)
+    lower[..., 0] = eta_min
+    start = upper.clone()
+    start[..., 0] = (2.0 * scaled.problem.epsilon).rsqrt()
+    spread = scaled.spread.clone()
+    spread[..., 0] = 1.0
+    enough = torch.full_like(start[..., 0], -torch.inf)
+    return Task(scaled.problem._replace(features=features), start, lower, upper, spread, enough)
+
+
+def recovery(scaled: ScaledProblem, task: Task, minimum: Minimum) -> tuple[Answer, Tensor]:
+    """The ``q`` that has the least sum of violations, and that sum."""
+    terms = minimum.evaluated(task.problem)
+    residual = kkt_residual(terms.gradient, minimum.point, task.lower, task.upper, task.problem.epsilon)
+    reward = (terms.weight * scaled.problem.features[..., 0, :, :]).sum(-1).mean(-1)
+    expectation = torch.cat([reward.unsqueeze(-1), terms.expectation[..., 1:]], dim=-1)
+    answer = Answer(minimum.point, terms.gradient, expectation, terms.weight, residual, minimum.iterations)
+    return answer, -terms.value
