@@ -268,7 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     torch.set_num_threads(1)
     sizes = {name: getattr(options, name) for name in SIZES}
-    equal, _, own = rows(Sizes(hidden_sizes=tuple(options.hidden_sizes), **sizes))
+    equal, _, own, _ = rows(Sizes(hidden_sizes=tuple(options.hidden_sizes), **sizes))
     measured = {
         "command": " ".join(["python benchmarks/gpu.py", *arguments]),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),

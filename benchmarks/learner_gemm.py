@@ -17,6 +17,8 @@ PARTICLES, CRITICS, M_STEP = "particles", "critics", "M-step"
 # Rows of one product and thread: more are taken in blocks of so many, whose results stay in cache. That makes
 # narrow products faster, which would wait for memory, and leaves wide ones as they are.
 BLOCK_ROWS = 1024
+# Rows and thread of the product that is timed in cache, and how often.
+PEAK_ROWS, PEAK_TIMES = 256, 20
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,11 @@ def flops(products: Sequence[Product], phase: str | None = None) -> int:
 
 
 class GemmLimit:
-    """Times the products alone: operands at hand, results into memory that is reused, nothing between them.
+    """Times the products alone, each as a whole: results into memory that is reused, nothing between them.
 
-    An update cannot be faster than this with the same matrix library, number format and products.
+    A product that is larger than the cache reads its operands from memory. An update that takes a few rows
+    through all layers finds them in the cache, so that a phase may come out a little under its products.
+    `peak` is the rate with all operands there, which nothing exceeds.
 
     Args:
         sizes: of the update.
@@ -131,7 +135,8 @@ class GemmLimit:
     ) -> None:
         self.products = update_products(sizes)
         self._clock = clock
-        device = torch.device(device)
+        self._threads, self._device = threads, torch.device(device)
+        device = self._device
         rows = BLOCK_ROWS * threads if device.type == "cpu" else None
         self._calls = [(product, _prepare(product, rows, device)) for product in self.products]
 
@@ -144,6 +149,21 @@ class GemmLimit:
                 call()
             seconds[product.phase] += self._clock() - start
         return seconds
+
+    def peak(self) -> float:
+        """Floating-point operations per second of the product with the most, a block of it in cache."""
+        largest = max(self.products, key=lambda product: product.flops)
+        rows = min(largest.rows, PEAK_ROWS * self._threads)
+        left, right = torch.randn(rows, largest.inner), torch.randn(largest.inner, largest.columns)
+        left, right = left.to(self._device), right.to(self._device)
+        result = torch.empty(rows, largest.columns, device=self._device)
+        times = []
+        for _ in range(PEAK_TIMES):
+            start = self._clock()
+            for _ in range(PEAK_TIMES):
+                torch.mm(left, right, out=result)
+            times.append((self._clock() - start) / PEAK_TIMES)
+        return 2.0 * rows * largest.inner * largest.columns / sorted(times)[PEAK_TIMES // 2]
 
     def once(self) -> None:
         """Do all products of one update, without a look at the clock."""

@@ -43,6 +43,7 @@ def figures(products: Sequence[Product], blocks: Sequence[Block]) -> dict[str, A
         "share_of_limit": ratios(limits, updates),
         "flops_per_second": flops(products) / median(updates),
         "products_flops_per_second": flops(products) / median(limits),
+        "peak_flops_per_second": median(block["peak"] for block in blocks),
         "phases": {
             phase: {
                 "seconds": median(row[phase] for row in rows["ours"]),
@@ -114,15 +115,16 @@ def show(row: dict[str, Any]) -> str:
     lines.append(f"- Measured by `{measured.pop('command')}`: {_facts(measured)}\n")
     lines += [
         "| threads | updates/s | GFLOP/s | products alone, GFLOP/s | share of that limit "
-        "| FSRL, updates/s | × FSRL | × one thread |",
-        "|" + "---:|" * 8,
+        "| peak, GFLOP/s | FSRL, updates/s | × FSRL | × one thread |",
+        "|" + "---:|" * 9,
     ]
     for threads, value in row["threads"].items():
         theirs = f"{1 / value['fsrl_seconds']['median']:.2f}" if "fsrl_seconds" in value else ""
         lines.append(
             f"| {threads} | {1 / value['seconds']['median']:.2f} | {value['flops_per_second'] / 1e9:.0f} "
             f"| {value['products_flops_per_second'] / 1e9:.0f} | {_percent(value['share_of_limit'])} "
-            f"| {theirs} | {_ratio(value.get('times_fsrl'))} | {_ratio(value.get('times_one_thread'))} |"
+            f"| {value['peak_flops_per_second'] / 1e9:.0f} | {theirs} "
+            f"| {_ratio(value.get('times_fsrl'))} | {_ratio(value.get('times_one_thread'))} |"
         )
     for threads, value in row["threads"].items():
         lines += ["", *_phases(threads, value["phases"])]

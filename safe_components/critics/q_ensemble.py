@@ -138,14 +138,14 @@ class QEnsemble(nn.Module):
         ]
         if not many:
             value = self._one_action(observation, action.reshape(states, self.action_dim), layers)
-            return value.view(-1, *lead, self.num_outputs)
+            return value.view(len(value), *lead, self.num_outputs)
         per_state = action.shape[-2]
         action = action.reshape(states, per_state, self.action_dim)
-        if observation.device.type != "cpu" or torch.is_grad_enabled():
+        if observation.device.type != "cpu" or torch.is_grad_enabled() or not action.numel():
             value = self._many_actions(observation, action, layers)
         else:
             value = self._in_blocks(observation, action, layers)
-        return value.view(-1, *lead, per_state, self.num_outputs)
+        return value.view(len(value), *lead, per_state, self.num_outputs)
 
     def _normalise(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x
@@ -162,7 +162,7 @@ class QEnsemble(nn.Module):
         state_part, weight = self._first_layer(observation, layers[0])
         members = len(weight)
         rows = action.reshape(1, states * per_state, self.action_dim).expand(members, -1, -1)
-        x = torch.bmm(rows, weight).view(members, states, per_state, -1)
+        x = torch.bmm(rows, weight).view(members, states, per_state, weight.shape[-1])
         # Adding in place is safe: a product's backward pass does not read its result.
         x = x.add_(state_part.unsqueeze(2)).flatten(1, 2)
         return self._upwards(x, layers, x.dtype if torch.is_grad_enabled() else self._dtype_between(x))

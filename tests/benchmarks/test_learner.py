@@ -56,7 +56,7 @@ def test_the_update_executes_the_products_that_are_counted(learner):
     sizes, update = learner
     with CountFlops() as executed:
         update.update()
-    # Above the count: products of [a, a] matrices, and the policy's second pass for the next actions.
+    # Above the count: products of [a, a] matrices, and the state's part again in the particles' first layer.
     assert 1.0 <= executed.total / flops(update_products(sizes)) < 1.03
 
 
@@ -98,13 +98,14 @@ def test_figures_follow_from_the_times():
 
     def block(particles, rest, limit, fsrl):
         row = {PARTICLES: particles, M_STEP: rest}
-        return {"ours": [row], "products": [{PARTICLES: limit, M_STEP: 0.0}], "fsrl": fsrl}
+        return {"ours": [row], "products": [{PARTICLES: limit, M_STEP: 0.0}], "fsrl": fsrl, "peak": limit}
 
     one = [block(3.0, 1.0, 2.0, 8.0), block(6.0, 2.0, 6.0, 8.0), block(4.0, 1.0, 2.0, 15.0)]
     two = [block(1.5, 0.5, 1.0, 4.0), block(3.0, 1.0, 3.0, 4.0), block(3.0, 1.0, 2.0, 4.0)]
     result = learner_report.summary(products, {1: one, 2: two})
     assert result[1]["seconds"]["median"] == 5.0
     assert result[1]["share_of_limit"]["median"] == 0.5
+    assert result[1]["peak_flops_per_second"] == 2.0
     assert result[1]["times_fsrl"] == {"median": 2.0, "q1": 1.5, "q3": 2.5}
     assert result[2]["times_one_thread"]["median"] == 2.0
     assert result[1]["flops_per_second"] == flops(products) / 5.0
@@ -191,7 +192,7 @@ def test_fsrl_does_the_work_it_is_said_to_do():
     [
         ("--states 0", "--states 0 must be at least 1"),
         ("--hidden-sizes 16 0", "--hidden-sizes [16, 0] must be at least 1"),
-        ("--rows 4", "there are rows 1, 2 and 3"),
+        ("--rows 5", "there are rows 1 to 4"),
         ("--transitions 10 --states 20", "--transitions 10 must be at least --states 20"),
         ("--clock cpu --threads 1 2", "use it with --threads 1"),
     ],

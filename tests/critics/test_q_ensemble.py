@@ -70,6 +70,13 @@ def test_blocks_that_do_not_divide_the_batch_lose_no_row(monkeypatch):
         torch.testing.assert_close(values, plain_values(critic, observation, action), rtol=1e-10, atol=1e-10)
 
 
+def test_no_states_and_no_particles():
+    critic = QEnsemble(5, 2, 3)
+    with torch.no_grad():
+        assert critic(torch.zeros(0, 5), torch.zeros(0, 4, 2)).shape == (3, 0, 4, 1)
+        assert critic(torch.zeros(4, 5), torch.zeros(4, 0, 2)).shape == (3, 4, 0, 1)
+
+
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_float32_agrees_within_rounding(layer_norm):
     torch.manual_seed(0)
