@@ -12,16 +12,15 @@ cost limits, and an M-step, which fits the policy to them within a trust region.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Literal
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential
-from torchrl.objectives import HardUpdate
 
 from plumbing import (
     ConstrainedCritics,
+    Copy,
     ExecutionConfig,
     LagrangianConfig,
     OffPolicyConfig,
@@ -125,8 +124,7 @@ def main(config: Config) -> None:
     }[config.trust_region]()
     mstep = MStepLoss(policy, trust_region=trust_region, check_weights=config.waits).to(task.device)
     polyak = config.reference == "polyak"
-    copied = functools.partial(HardUpdate, value_network_update_interval=0)
-    reference = Polyak(mstep, eps=config.policy_polyak) if polyak else copied(mstep)
+    reference = Polyak(mstep, eps=config.policy_polyak) if polyak else Copy(mstep)
     critics = ConstrainedCritics(
         config,
         task,

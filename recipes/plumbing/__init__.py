@@ -8,11 +8,12 @@ from plumbing.memory import require_memory
 from plumbing.multiplier import LagrangianConfig, make_multiplier
 from plumbing.off_policy import OffPolicyConfig, make_buffer, n_step_transitions, train_off_policy
 from plumbing.report import report
-from plumbing.targets import Polyak
+from plumbing.targets import Copy, Polyak
 from plumbing.task import Task
 
 __all__ = [
     "ConstrainedCritics",
+    "Copy",
     "ExecutionConfig",
     "LagrangianConfig",
     "OffPolicyConfig",
