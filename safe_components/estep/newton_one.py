@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from safe_components.estep.recovery import Minimum
-from safe_components.ops.dual import DualMoments, DualProblem, assemble_terms, dual_moments
+from safe_components.ops.dual import DualMoments, DualProblem, assemble_terms
 
 _Vector = list[float]
 
@@ -29,10 +31,12 @@ def minimise_one(
     low, high, at = lower.tolist(), upper.tolist(), point.tolist()
     epsilon, limits, good = float(problem.epsilon), problem.cost_limits.tolist(), float(enough)
 
+    moments_at = _Pass(problem)
+
     def evaluate(where: _Vector) -> tuple[DualMoments, tuple[float, _Vector, list[_Vector]]]:
         eta, *lam = where
         theta = torch.tensor([1.0 / eta, *(-price / eta for price in lam)], dtype=point.dtype)
-        moments = dual_moments(problem, theta.to(point.device))
+        moments = moments_at(theta.to(point.device))
         found = [moments.log_partition.reshape(1), moments.mean, moments.covariance.flatten()]
         log_partition, *rest = torch.cat(found).tolist()
         size = len(where)
@@ -64,6 +68,40 @@ def minimise_one(
     point = torch.tensor(at, dtype=point.dtype).to(point.device)
     terms = assemble_terms(problem, moments, point[0], point[1:]) if here else None
     return Minimum(point, torch.tensor(iterations, device=point.device), terms)
+
+
+class _Pass:
+    """`dual_moments` of one problem, in memory that every evaluation uses again.
+
+    Fresh memory would be cold, and half of the calls would only arrange it. The moments of a call are
+    overwritten by the next one.
+    """
+
+    def __init__(self, problem: DualProblem) -> None:
+        features = problem.features
+        self._features = features.flatten(1).mT  # [B K, 1 + m]
+        self._x = features.clone()  # z, then the costs
+        self._z, self._row = self._x[0], self._x[0].view(-1)
+        self._product, self._centred = torch.empty_like(features), torch.empty_like(features)
+        self._left, self._right = self._product.flatten(1), self._centred.flatten(1).mT
+        self._weight = torch.empty_like(self._z)
+        self._log_prior, self._states = problem.log_prior, features.shape[1]
+        self._log_particles = math.log(features.shape[2]) if problem.log_prior is None else 0.0
+
+    def __call__(self, theta: Tensor) -> DualMoments:
+        torch.mv(self._features, theta, out=self._row)
+        logits = self._z if self._log_prior is None else self._z + self._log_prior
+        highest = logits.amax(-1, keepdim=True)
+        weight = torch.sub(logits, highest, out=self._weight).exp_()
+        total = weight.sum(-1, keepdim=True)
+        weight.div_(total)
+        log_partition = total.log_().add_(highest).mean().sub_(self._log_particles)
+        torch.mul(weight, self._x, out=self._product)
+        of_state = self._product.sum(-1, keepdim=True)
+        torch.sub(self._x, of_state, out=self._centred)
+        torch.mul(weight, self._centred, out=self._product)
+        covariance = torch.mm(self._left, self._right).div_(self._states)
+        return DualMoments(log_partition, of_state.mean((-2, -1)), covariance, weight)
 
 
 def _residual(gradient: _Vector, at: _Vector, low: _Vector, high: _Vector, epsilon: float) -> float:
