@@ -179,7 +179,7 @@ def main(config: Config) -> None:
         if recent is not buffer:
             recent.extend(steps.select(keys.OBSERVATION).reshape(-1))
 
-    @execute(config, critics.components["critic_optim"], policy_optim)
+    @execute(config, critics.optim, policy_optim)
     def learn(transitions: TensorDictBase, batch: TensorDictBase) -> dict[str, torch.Tensor]:
         """One step of the critics, one E-step and its M-step."""
         values = critics.update(transitions)

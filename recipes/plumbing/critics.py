@@ -36,6 +36,7 @@ class ConstrainedCritics:
     Attributes:
         critic: the ensemble; its ``reward()`` and ``cost()`` are critics of their own.
         td: its loss, which holds the target parameters.
+        optim: its optimiser.
         components: what a checkpoint needs, by name.
     """
 

@@ -171,7 +171,7 @@ class ConstrainedTDLoss(TDLoss):
         q, log_prob = self._next_q(tensordict["next"])
         q_reward, q_cost = self.critic.split(q)
         value = self._soften(aggregate(q_reward, self.reward_aggregate, self.std_coef), log_prob)
-        reward = self._backup(tensordict, self.tensor_keys.reward, value)
+        reward = self._backup(tensordict, self.tensor_keys.reward, value, self.bootstrap_terminal)
         value = aggregate(q_cost, self.aggregate, self.std_coef)
         cost = self._backup(tensordict, self.tensor_keys.cost, value, self.bootstrap_terminal_cost)
         return torch.cat([reward, cost], -1)

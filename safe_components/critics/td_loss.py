@@ -214,7 +214,8 @@ class TDLoss(LossModule):
         """``y [..., num_outputs]`` of a batch, in the unit of the reward, discounted."""
         q, log_prob = self._next_q(tensordict["next"])
         value = aggregate(q, self.aggregate, self.std_coef)
-        return self._backup(tensordict, self.tensor_keys.reward, self._soften(value, log_prob))
+        value = self._soften(value, log_prob)
+        return self._backup(tensordict, self.tensor_keys.reward, value, self.bootstrap_terminal)
 
     def _mean_distance(self, tensordict: TensorDictBase, q: Tensor, target: Tensor) -> Tensor:
         """``mean_b d(q, y)``, weighted where the batch says so: ``[E, num_outputs]``."""
@@ -230,7 +231,7 @@ class TDLoss(LossModule):
         tensordict: TensorDictBase,
         reward_key: NestedKey,
         value: Tensor,
-        bootstrap_terminal: bool | None = None,
+        bootstrap_terminal: bool,
     ) -> Tensor:
         """``r + γ^n (1 - terminated) value``, for ``num_action_samples`` values a state their mean."""
         names, reward = self.tensor_keys, tensordict[reward_key]
@@ -245,7 +246,7 @@ class TDLoss(LossModule):
             discount: float | Tensor = self.gamma
         else:
             discount = torch.pow(self.gamma, steps.to(reward.dtype)).reshape(*reward.shape[:-1], 1)
-        if not (self.bootstrap_terminal if bootstrap_terminal is None else bootstrap_terminal):
+        if not bootstrap_terminal:
             # Selected, not multiplied: what follows a terminal state may be undefined.
             terminated = tensordict[names.terminated]
             value = torch.where(terminated.reshape(*reward.shape[:-1], 1), 0.0, value)

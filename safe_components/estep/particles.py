@@ -145,9 +145,7 @@ class ParticleSampler(TensorDictModuleBase):
         inputs = tensordict.select(*getattr(policy, "in_keys", self.in_keys))
         network = single_network(policy)
         if network is not None:
-            own = None if params is None else params.get(("module", "0", "module"))
-            with _swapped(network.module, own):
-                outputs = network_outputs(network, inputs)
+            outputs = network_outputs(network, inputs, params)
             return outputs[LOC], outputs[SCALE_TRIL]
         with _swapped(policy, params):
             parameters: Any = getattr(policy, "get_dist_params", policy)

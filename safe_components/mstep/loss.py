@@ -211,15 +211,11 @@ class MStepLoss(LossModule):
 
     def _gaussian(self, params: TensorDictParams, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """``loc`` and ``scale_tril`` of the policy with these parameters; writes nothing to the input."""
-        # Swapped in as they are: "preserving the module's state" would turn target buffers into parameters.
-        network = self._network
-        if network is not None and self._in_place and params is self.policy_params:
-            outputs = network_outputs(network, tensordict)
-        elif network is not None:
-            own = params.get(("module", "0", "module"))
-            with own.to_module(network.module, preserve_module_state=False):
-                outputs = network_outputs(network, tensordict)
+        if self._network is not None:
+            own = self._in_place and params is self.policy_params
+            outputs = network_outputs(self._network, tensordict, None if own else params)
         else:
+            # The flag has the reason given in `network_outputs`.
             with params.to_module(self.policy, preserve_module_state=False):
                 outputs = self.policy.get_dist_params(tensordict.select(*self.policy.in_keys))
         names = self.tensor_keys

@@ -29,8 +29,15 @@ def single_network(policy: Any) -> TensorDictModule | None:
     return modules[0]
 
 
-def network_outputs(network: TensorDictModule, tensordict: TensorDictBase) -> dict[NestedKey, Any]:
+def network_outputs(
+    network: TensorDictModule, tensordict: TensorDictBase, params: TensorDictBase | None = None
+) -> dict[NestedKey, Any]:
     """What ``network`` would write, by key. The dictionaries in between would cost half of what it does.
+
+    Args:
+        network: of an actor, from :func:`single_network`.
+        tensordict: what it reads.
+        params: the actor's parameters to use; None for those it has.
 
     Example:
         >>> import torch
@@ -39,5 +46,9 @@ def network_outputs(network: TensorDictModule, tensordict: TensorDictBase) -> di
         >>> network_outputs(split, TensorDict(x=torch.arange(4.0)))["b"]
         tensor([2., 3.])
     """
+    if params is not None:
+        # Swapped in as they are: "preserving the module's state" would turn target buffers into parameters.
+        with params.get(("module", "0", "module")).to_module(network.module, preserve_module_state=False):
+            return network_outputs(network, tensordict)
     values = network.module(*(tensordict[key] for key in network.in_keys))
     return dict(zip(network.out_keys, values, strict=True))
