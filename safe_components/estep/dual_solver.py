@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from abc import ABC, abstractmethod
 from typing import Literal
 
@@ -10,7 +12,8 @@ from torch import Tensor, nn
 
 from safe_components.estep.checks import check_shapes, check_values
 from safe_components.estep.kkt import kkt_residual
-from safe_components.estep.recovery import Answer, Minimum, Task, recovery, relief
+from safe_components.estep.one_solution import one_solution
+from safe_components.estep.recovery import Answer, Found, Minimum, Task, recovery, relief
 from safe_components.estep.scaling import ScaledProblem, scale_problem
 from safe_components.estep.solution import DualSolution
 from safe_components.ops.dual import DualProblem, dual_problem
@@ -123,29 +126,24 @@ class DualSolver(nn.Module, ABC):
         if q_cost.ndim == q_reward.ndim:
             q_cost = q_cost.unsqueeze(-1)
         check_shapes(q_reward, q_cost, cost_limits, log_prior, infeasible)
-        problem = dual_problem(q_reward.double(), q_cost.double(), epsilon, cost_limits, log_prior)
+        problem = dual_problem(q_reward, q_cost, epsilon, cost_limits, log_prior, torch.float64)
         if self.synchronises:
             check_values(problem)
         scaled = scale_problem(problem)
         problem = scaled.problem
         costs = problem.features.shape[-3] - 1
 
-        to_scaled = scaled.spread / scaled.spread[..., :1]  # lam_i' = lam_i s_i / s_r
-        lower = torch.zeros_like(scaled.spread)
-        lower[..., 0] = self.eta_min
-        if self.lam_max is None:
-            upper = torch.full_like(scaled.spread, 1e6)
-        else:
-            upper = self.lam_max * to_scaled
-        upper[..., 0] = torch.inf
+        spread = scaled.spread
+        lower, upper = (bound.expand_as(spread) for bound in _bounds(costs, self.eta_min, spread.device))
+        to_scaled = spread / spread[..., :1]  # lam_i' = lam_i s_i / s_r
+        if self.lam_max is not None:
+            upper = torch.cat([upper[..., :1], self.lam_max * to_scaled[..., 1:]], -1)
         if init is None:
             start = self._cold_start(problem)
         else:
-            first = init[0].unsqueeze(-1) / scaled.spread[..., :1]
-            start = torch.cat([first, init[1] * to_scaled[..., 1:]], dim=-1)
-            known = start.isfinite()
-            if not self.synchronises or not bool(known.all()):
-                start = torch.where(known, start, self._cold_start(problem))
+            start = torch.cat([init[0].unsqueeze(-1) / spread[..., :1], init[1] * to_scaled[..., 1:]], dim=-1)
+            if not self.synchronises or not math.isfinite(sum(start.flatten().tolist())):
+                start = torch.where(start.isfinite(), start, self._cold_start(problem))
         start = start.clamp(lower, upper)
 
         if infeasible == "recover":
@@ -153,13 +151,15 @@ class DualSolver(nn.Module, ABC):
             enough = _least_reward(problem)
         else:
             enough = torch.full_like(start[..., 0], -torch.inf)
-        task = Task(problem, start, lower, upper, scaled.spread, enough)
+        task = Task(problem, start, lower, upper, spread, enough)
         rescue = None
         if self.synchronises or not costs:
             main = self.minimise(*task)
         else:  # both at once, for half the calls: nobody may look whether the second is needed
             rescue = relief(scaled, self.eta_min)
             main, least = self._minimise_both(task, rescue)
+        if main.found is not None and not self._in_doubt(main.found, enough):
+            return one_solution(task, scaled, main.found, self.tol, q_reward.dtype)
         terms = main.evaluated(problem)
         residual = kkt_residual(terms.gradient, main.point, lower, upper, problem.epsilon)
         violated = (-terms.gradient[..., 1:] > self.feasible_tol).any(-1)
@@ -184,6 +184,12 @@ class DualSolver(nn.Module, ABC):
                 recovered = infeasible_mask
                 answer = answer.where(~recovered, recovered_answer)
         return self._solution(scaled, answer, infeasible_mask, recovered, upper, q_reward.dtype)
+
+    def _in_doubt(self, found: Found, enough: Tensor) -> bool:
+        """Whether there is more to a single problem's answer than what was found."""
+        violation = max((-slack for slack in found.gradient[1:]), default=0.0)
+        met = violation <= self.feasible_tol and found.residual <= self.tol
+        return not met or found.value < float(enough)
 
     def _minimise_both(self, first: Task, second: Task) -> tuple[Minimum, Minimum]:
         """Two tasks on the same prior and ball as one, along a new leading dimension."""
@@ -251,6 +257,14 @@ class DualSolver(nn.Module, ABC):
             lam_clipped=(answer.point[..., 1:] >= upper[..., 1:]) & ~recovered.unsqueeze(-1),
             iterations=answer.iterations,
         )
+
+
+@functools.cache  # made before a CUDA graph is captured, which allows no copy from the host
+def _bounds(costs: int, eta_min: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """``[1 + m]`` each, scaled; of the multipliers where there is no `lam_max`."""
+    lower = torch.tensor([eta_min, *[0.0] * costs], dtype=torch.float64, device=device)
+    upper = torch.tensor([math.inf, *[1e6] * costs], dtype=torch.float64, device=device)
+    return lower, upper
 
 
 def _least_reward(problem: DualProblem) -> Tensor:

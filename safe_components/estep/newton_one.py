@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from safe_components.estep.recovery import Minimum
-from safe_components.ops.dual import DualMoments, DualProblem, assemble_terms
+from safe_components.estep.recovery import Found, Minimum
+from safe_components.ops.dual import DualProblem
 
 _Vector = list[float]
 
@@ -25,83 +25,91 @@ def minimise_one(
     """What `NewtonDualSolver` does to many problems at once, for a single one: ``point`` is ``[1 + m]``.
 
     A Newton step of two or three multipliers is some dozens of operations on numbers; as operations on
-    tensors they would take longer than the pass over all particles. So each evaluation of the dual is read by
-    the host, once, and the rest is arithmetic.
+    tensors they would take longer than the pass over all particles. So the host reads what an evaluation of the
+    dual finds, and the rest is arithmetic.
     """
     low, high, at = lower.tolist(), upper.tolist(), point.tolist()
     epsilon, limits, good = float(problem.epsilon), problem.cost_limits.tolist(), float(enough)
 
-    moments_at = _Pass(problem)
+    look = _Pass(problem)
 
-    def evaluate(where: _Vector) -> tuple[DualMoments, tuple[float, _Vector, list[_Vector]]]:
-        eta, *lam = where
-        theta = torch.tensor([1.0 / eta, *(-price / eta for price in lam)], dtype=point.dtype)
-        moments = moments_at(theta.to(point.device))
-        found = [moments.log_partition.reshape(1), moments.mean, moments.covariance.flatten()]
-        log_partition, *rest = torch.cat(found).tolist()
-        size = len(where)
+    def evaluate(eta: float, *lam: float) -> tuple[float, _Vector, _Vector]:
+        """Value, gradient, and expectation of z and the costs."""
+        log_partition, *mean = look([1.0 / eta, *(-price / eta for price in lam)])
         room = epsilon + log_partition
-        gradient = [room - rest[0], *(d - cost for d, cost in zip(limits, rest[1:size], strict=True))]
+        gradient = [room - mean[0], *(d - cost for d, cost in zip(limits, mean[1:], strict=True))]
         value = eta * room + sum(price * d for price, d in zip(lam, limits, strict=True))
-        curvature = [entry / eta for entry in rest[size:]]
-        hessian = [curvature[i : i + size] for i in range(0, size * size, size)]
-        return moments, (value, gradient, hessian)
+        return value, gradient, mean
 
-    moments, (value, gradient, hessian) = evaluate(at)
+    value, gradient, mean = evaluate(*at)
     radius, iterations, here = 1.0, 1, True
+    hessian: list[_Vector] = []
     for _ in range(max_iterations):
         if _residual(gradient, at, low, high, epsilon) <= tol or value < good:
             break
-        step, size = _newton_step(at, gradient, hessian, low, high, radius)
+        if here:
+            hessian = [[entry / at[0] for entry in row] for row in look.covariance()]
+        step, length = _newton_step(at, gradient, hessian, low, high, radius)
         trial = [
             min(max(x + move, least), most) for x, move, least, most in zip(at, step, low, high, strict=True)
         ]
-        moments, new = evaluate(trial)
+        new = evaluate(*trial)
         iterations += 1
         promised = sum(slope * (to - x) for slope, to, x in zip(gradient, trial, at, strict=True))
         here = new[0] <= value + 1e-4 * promised + 1e-14 * (1.0 + abs(value) + sum(at))
         if here:
             at, radius = trial, min(4.0 * radius, 1.0)
-            value, gradient, hessian = new
+            value, gradient, mean = new
         else:
-            radius = 0.25 * min(radius, size)
-    point = torch.tensor(at, dtype=point.dtype).to(point.device)
-    terms = assemble_terms(problem, moments, point[0], point[1:]) if here else None
-    return Minimum(point, torch.tensor(iterations, device=point.device), terms)
+            radius = 0.25 * min(radius, length)
+
+    if not here:
+        value, gradient, mean = evaluate(*at)
+    reward = at[0] * mean[0] + sum(price * cost for price, cost in zip(at[1:], mean[1:], strict=True))
+    residual = _residual(gradient, at, low, high, epsilon)
+    found = Found(at, value, gradient, [reward, *mean[1:]], residual, iterations, look.weight)
+    return Minimum(point.new_tensor(at), torch.tensor(iterations, device=point.device), found)
 
 
 class _Pass:
-    """`dual_moments` of one problem, in memory that every evaluation uses again.
+    """`dual_moments` of one problem, as numbers, in memory that every evaluation uses again.
 
-    Fresh memory would be cold, and half of the calls would only arrange it. The moments of a call are
-    overwritten by the next one.
+    Fresh memory would be cold, and half of the calls would only arrange it. What `weight` and `covariance`
+    give belongs to the last call.
     """
 
     def __init__(self, problem: DualProblem) -> None:
         features = problem.features
         self._features = features.flatten(1).mT  # [B K, 1 + m]
-        self._x = features.clone()  # z, then the costs
+        self._x = torch.empty_like(features)  # z, then the costs
+        self._x[1:] = features[1:]
         self._z, self._row = self._x[0], self._x[0].view(-1)
         self._product, self._centred = torch.empty_like(features), torch.empty_like(features)
         self._left, self._right = self._product.flatten(1), self._centred.flatten(1).mT
-        self._weight = torch.empty_like(self._z)
+        self.weight = torch.empty_like(self._z)
         self._log_prior, self._states = problem.log_prior, features.shape[1]
         self._log_particles = math.log(features.shape[2]) if problem.log_prior is None else 0.0
 
-    def __call__(self, theta: Tensor) -> DualMoments:
-        torch.mv(self._features, theta, out=self._row)
+    def __call__(self, theta: _Vector) -> _Vector:
+        """Log-partition, then the mean of ``x``."""
+        torch.mv(self._features, self._features.new_tensor(theta), out=self._row)
         logits = self._z if self._log_prior is None else self._z + self._log_prior
         highest = logits.amax(-1, keepdim=True)
-        weight = torch.sub(logits, highest, out=self._weight).exp_()
+        weight = torch.sub(logits, highest, out=self.weight).exp_()
         total = weight.sum(-1, keepdim=True)
         weight.div_(total)
-        log_partition = total.log_().add_(highest).mean().sub_(self._log_particles)
+        log_partition = total.log_().add_(highest)
         torch.mul(weight, self._x, out=self._product)
-        of_state = self._product.sum(-1, keepdim=True)
-        torch.sub(self._x, of_state, out=self._centred)
-        torch.mul(weight, self._centred, out=self._product)
-        covariance = torch.mm(self._left, self._right).div_(self._states)
-        return DualMoments(log_partition, of_state.mean((-2, -1)), covariance, weight)
+        self._of_state = self._product.sum(-1, keepdim=True)
+        sums = torch.cat([log_partition.unsqueeze(0), self._of_state]).sum((-2, -1)).tolist()
+        log_sum, *mean = [number / self._states for number in sums]
+        return [log_sum - self._log_particles, *mean]
+
+    def covariance(self) -> list[_Vector]:
+        """Of ``x``, ``[1 + m, 1 + m]``."""
+        torch.sub(self._x, self._of_state, out=self._centred)
+        torch.mul(self.weight, self._centred, out=self._product)
+        return torch.mm(self._left, self._right).div_(self._states).tolist()
 
 
 def _residual(gradient: _Vector, at: _Vector, low: _Vector, high: _Vector, epsilon: float) -> float:

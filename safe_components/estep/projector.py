@@ -143,9 +143,9 @@ class EStepProjector(TensorDictModuleBase):
         )
         self.solution = solution
         # Recovery multipliers answer another question, and nothing can be learnt from a bound.
-        keep = ~(solution.recovered | solution.eta_at_min)
-        self.eta.copy_(torch.where(keep, solution.eta, torch.nan))
-        self.lam.copy_(torch.where(keep, solution.lam, torch.nan))
+        useless = solution.recovered | solution.eta_at_min
+        self.eta.copy_(solution.eta).masked_fill_(useless, torch.nan)
+        self.lam.copy_(solution.lam).masked_fill_(useless, torch.nan)
         return tensordict.set(self.out_keys[0], solution.weight)
 
     def _check_finite(self, q_reward: Tensor, q_cost: Tensor, log_prior: Tensor | None) -> None:

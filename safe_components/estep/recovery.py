@@ -12,6 +12,21 @@ from safe_components.estep.scaling import ScaledProblem
 from safe_components.ops.dual import DualProblem, DualTerms, dual_terms
 
 
+class Found(NamedTuple):
+    """What a solver of a single problem has read at the point where it stopped: numbers of the host."""
+
+    point: list[float]
+    value: float
+    gradient: list[float]
+    expectation: list[float]
+    residual: float
+    """`kkt_residual`"""
+    iterations: int
+    """evaluations spent"""
+    weight: Tensor
+    """``[B, K]``"""
+
+
 class Minimum(NamedTuple):
     """Where a solver stopped on one scaled dual problem."""
 
@@ -19,13 +34,15 @@ class Minimum(NamedTuple):
     """``[..., 1 + m]``: ``(eta, lam)``, scaled."""
     iterations: Tensor
     """``[...]`` int: evaluations spent."""
-    terms: DualTerms | None = None
-    """the dual at ``point``, if the solver's last evaluation was there for every problem"""
+    found: Found | None = None
+    """the dual at ``point``, where the solver has read it"""
 
     def evaluated(self, problem: DualProblem) -> DualTerms:
         """The dual at ``point``."""
-        if self.terms is not None:
-            return self.terms
+        if self.found is not None:
+            number = self.point.new_tensor
+            gradient, expectation = number(self.found.gradient), number(self.found.expectation)
+            return DualTerms(number(self.found.value), gradient, number([]), expectation, self.found.weight)
         return dual_terms(problem, self.point[..., 0], self.point[..., 1:], hessian=False)
 
 

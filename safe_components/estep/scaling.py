@@ -10,7 +10,7 @@ from torch import Tensor
 
 from safe_components.ops.dual import DualProblem
 
-# A spread below this share of the largest estimate is rounding, not a preference between actions.
+# A spread below this share of the estimates' size is rounding, not a preference between actions.
 _NO_SPREAD = 1e-13
 
 
@@ -47,15 +47,16 @@ def scale_problem(problem: DualProblem) -> ScaledProblem:
         base = (prior * features).sum(-1, keepdim=True)
     centred = features - base
     if problem.log_prior is None:
-        size = features.shape[-2] * features.shape[-1]
-        spread = torch.linalg.vector_norm(centred, dim=(-2, -1)) / math.sqrt(size)
+        entries = features.shape[-2] * features.shape[-1]
+        spread = torch.linalg.vector_norm(centred, dim=(-2, -1)) / math.sqrt(entries)
     else:
         square = centred.square() * prior
         centred = torch.where(prior > 0, centred, 0.0)
         spread = square.sum(-1).mean(-1).sqrt()
     center = base.mean((-2, -1))
-    has_spread = spread > _NO_SPREAD * features.abs().amax((-2, -1))
-    spread = torch.where(has_spread, spread, 1.0)
+    size = torch.linalg.vector_norm(base, dim=(-2, -1)) / math.sqrt(features.shape[-2])
+    has_spread = spread > _NO_SPREAD * size
+    spread = spread.masked_fill(~has_spread, 1.0)
     inverse = has_spread / spread
     limits = (problem.cost_limits - center[..., 1:]) * inverse[..., 1:]
     scaled = problem._replace(features=centred.mul_(inverse[..., None, None]), cost_limits=limits)

@@ -44,8 +44,9 @@ def dual_problem(
     epsilon: float | Tensor,
     cost_limits: float | Tensor,
     log_prior: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> DualProblem:
-    """Arrange an E-step for evaluation, in the dtype of ``q_reward``.
+    """Arrange an E-step for evaluation.
 
     Args:
         q_reward: ``[..., B, K]``, discounted reward of each particle.
@@ -54,6 +55,7 @@ def dual_problem(
         cost_limits: ``[..., m]``, in the unit of ``q_cost``.
         log_prior: ``[..., B, K]``, log-probabilities of the actions, normalised here over ``K``; ``-inf``
             excludes an action, whose estimates are then never looked at. ``None`` means uniform.
+        dtype: of the problem; ``None`` is that of the estimates.
 
     Example:
         >>> problem = dual_problem(torch.zeros(5, 4), torch.zeros(5, 4, 2), 0.1, torch.ones(2))
@@ -61,6 +63,8 @@ def dual_problem(
         torch.Size([3, 5, 4])
     """
     features = torch.cat([q_reward.unsqueeze(-3), q_cost.movedim(-1, -3)], dim=-3)
+    features = features if dtype is None else features.to(dtype)
+    features = features if dtype is None else features.to(dtype)
     if log_prior is not None:
         log_prior = log_prior.to(features.dtype).log_softmax(-1)
         features = torch.where(log_prior.isneginf().unsqueeze(-3), 0.0, features)
