@@ -25,8 +25,8 @@ def minimise_one(
     """What `NewtonDualSolver` does to many problems at once, for a single one: ``point`` is ``[1 + m]``.
 
     A Newton step of two or three multipliers is some dozens of operations on numbers; as operations on
-    tensors they would take longer than the pass over all particles. So the host reads what an evaluation of the
-    dual finds, and the rest is arithmetic.
+    tensors they would take longer than the pass over all particles. So the host reads what an evaluation of
+    the dual finds, and the rest is arithmetic.
     """
     low, high, at = lower.tolist(), upper.tolist(), point.tolist()
     epsilon, limits, good = float(problem.epsilon), problem.cost_limits.tolist(), float(enough)
