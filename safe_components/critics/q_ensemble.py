@@ -16,10 +16,6 @@ _IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.Tanh: torch.tanh_,
     nn.Sigmoid: torch.sigmoid_,
 }
-# Numbers of the widest layer that a block holds per thread when no gradient is recorded on a CPU: a layer
-# of [256, 256] float32 is 256 KB, so that two of them and the weights stay in the core's own cache.
-_BLOCK_NUMBERS = 256 * 256
-
 Layers = list[tuple[Tensor, Tensor]]
 """Weight ``[E, in, out]`` and bias ``[E, 1, out]``, from the input on."""
 
@@ -189,7 +185,7 @@ class QEnsemble(nn.Module):
         # One buffer a hidden layer, reused by every block: fresh ones would cost page faults. What a block
         # reads and writes is a view made beforehand: a slice takes as long as a small operation.
         widths = [weight.shape[1] for weight, _ in layers[1:]]
-        step = min(states, max(1, _block_rows(max(widths)) // per_state))
+        step = _block_states(states, per_state, max(widths), members)
         first, last = (action.new_empty(step * per_state, width) for width in (widths[0], widths[-1]))
         hidden = [action.new_empty(step * per_state, width, dtype=dtype) for width in widths]
         whole = (first, last, hidden)
@@ -268,8 +264,17 @@ class QEnsemble(nn.Module):
         return coordinates, torch.cat([state_part.unsqueeze(2), weight], 2)
 
 
-def _block_rows(width: int) -> int:
-    return _BLOCK_NUMBERS * torch.get_num_threads() // width
+def _block_states(states: int, per_state: int, width: int, members: int) -> int:
+    """How many states make a block on a CPU, as measured; the values do not depend on it.
+
+    Small blocks spend their time on calls, large ones leave the caches, the sooner the narrower the layer,
+    whose products then have little to do per number. And a buffer is fresh memory, whose first use costs page
+    faults: it should be used some 16 times.
+    """
+    numbers = per_state * width  # of a state, in the widest layer
+    least = 64 * 1024 * torch.get_num_threads() // numbers
+    most = min(8 * width**2, 512 * 1024) * torch.get_num_threads() // numbers
+    return max(1, min(states, max(least, min(states * members // 16, most))))
 
 
 def _linear_init(num_members: int, fan_in: int, fan_out: int) -> tuple[Tensor, Tensor]:

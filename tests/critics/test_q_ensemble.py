@@ -60,7 +60,9 @@ def test_values_equal_plain_networks(lead, particles, hidden_sizes, activation, 
 
 
 def test_blocks_that_do_not_divide_the_batch_lose_no_row(monkeypatch):
-    monkeypatch.setattr(q_ensemble, "_block_rows", lambda width: 64)  # on a machine of any number of threads
+    monkeypatch.setattr(
+        q_ensemble, "_block_states", lambda states, per_state, *_: max(1, min(states, 64 // per_state))
+    )
     torch.manual_seed(0)
     critic = QEnsemble(5, 2, 2, hidden_sizes=(8, 8)).double()
     for states, particles in ((11, 64), (1, 300), (5, 30), (201, 1), (9, 65)):
