@@ -47,16 +47,15 @@ def whitened_moments(
         >>> m.first, m.second
         (tensor([[0.5000]]), tensor([[[0.5000]]]))
     """
-    # Solved from the right, z^T = (a - μ_old)^T L_old^-T, which reads the particles as they are stored.
     centred = action - loc_old.unsqueeze(-2)
-    white = torch.linalg.solve_triangular(scale_tril_old.mT, centred, upper=True, left=False)
+    white = torch.linalg.solve_triangular(scale_tril_old, centred.mT, upper=False)
     return weighted_moments(white, weight)
 
 
 def weighted_moments(white: Tensor, weight: Tensor) -> WhitenedMoments:
-    """Moments of particles ``z [..., K, a]`` that are whitened already, with weights ``q [..., K]``."""
-    weighted = white * weight.unsqueeze(-1)
-    return WhitenedMoments(weight.sum(-1), weighted.sum(-2), white.mT @ weighted)
+    """Moments of particles ``z^T [..., a, K]`` that are whitened already, with weights ``q [..., K]``."""
+    weighted = white * weight.unsqueeze(-2)
+    return WhitenedMoments(weight.sum(-1), weighted.sum(-1), white @ weighted.mT)
 
 
 def joint_log_likelihood(moments: WhitenedMoments, shift: Tensor, ratio: Tensor, log_diag: Tensor) -> Tensor:

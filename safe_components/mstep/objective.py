@@ -33,7 +33,7 @@ class OldPolicy(NamedTuple):
     def of(cls, loc: Tensor, scale_tril: Tensor, action: Tensor, weight: Tensor) -> OldPolicy:
         """From the old Gaussian and particles ``action [..., K, a]`` with ``weight [..., K]``."""
         whiten, log_size = _inverse(scale_tril), log_diag(scale_tril)
-        moments = weighted_moments((action - loc.unsqueeze(-2)) @ whiten.mT, weight)
+        moments = weighted_moments(whiten @ (action - loc.unsqueeze(-2)).mT, weight)
         size, states = loc.shape[-1], log_size.numel()
         constant = 0.5 * size * math.log(2 * math.pi)
         log_total = (moments.total * (log_size + constant)).sum() / states
