@@ -102,7 +102,7 @@ class HardTrustRegion(nn.Module):
         slack = torch.stack([self.kl_mean - kl_mean.detach(), self.kl_cov - kl_cov.detach()])
         return TrustRegionTerms(
             penalty=alpha_mean * kl_mean + alpha_cov * kl_cov,
-            dual_loss=torch.dot(alpha, slack),
+            dual_loss=(alpha * slack).sum(),
             alpha_mean=alpha_mean,
             alpha_cov=alpha_cov,
             capped=(self.raw.detach() >= self._raw_max).any(),
