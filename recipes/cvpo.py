@@ -164,7 +164,7 @@ def main(config: Config) -> None:
 
     policy_optim = torch.optim.Adam(
         [
-            {"params": list(mstep.policy_params.values(True, True)), "lr": config.policy_lr},
+            {"params": list(mstep.policy_params.parameters()), "lr": config.policy_lr},
             {"params": list(mstep.trust_region.parameters()), "lr": config.alpha_lr},
         ],
         fused=True,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase, unravel_key
 from tensordict.nn import TensorDictParams, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
+from torch.distributions import Distribution
 from torchrl.modules.distributions.utils import sample_and_log_prob
 from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import distance_loss
@@ -271,22 +274,21 @@ class TDLoss(LossModule):
     def _next_action(self, following: TensorDictBase) -> tuple[Tensor, Tensor | None]:
         """``a' [..., (K,) a]`` and, for a soft target, ``log π(a'|s') [..., (K)]``."""
         params = self.policy_params
-        if params is None:
-            return self._act(following)
-        if not isinstance(params, TensorDictBase):
+        if params is not None and not isinstance(params, TensorDictBase):
             params = params()
-        with params.to_module(self.policy, preserve_module_state=False):
-            return self._act(following)
-
-    def _act(self, following: TensorDictBase) -> tuple[Tensor, Tensor | None]:
+        if self._network is not None:
+            outputs = network_outputs(self._network, following, params)
+            return self._draw(self.policy.module[-1].get_dist(TensorDict(outputs, following.batch_size)))
         inputs = following.select(*self.policy.in_keys)
-        if not self._stochastic:
-            return self.policy(inputs)[self.tensor_keys.action], None
-        if self._network is None:
-            dist = self.policy.get_dist(inputs)
-        else:
-            outputs = network_outputs(self._network, inputs)
-            dist = self.policy.module[-1].get_dist(TensorDict(outputs, inputs.batch_size))
+        swapped: Any = (
+            nullcontext() if params is None else params.to_module(self.policy, preserve_module_state=False)
+        )
+        with swapped:
+            if not self._stochastic:
+                return self.policy(inputs)[self.tensor_keys.action], None
+            return self._draw(self.policy.get_dist(inputs))
+
+    def _draw(self, dist: Distribution) -> tuple[Tensor, Tensor | None]:
         shape = () if self.num_action_samples == 1 else (self.num_action_samples,)
         if not self._soft:
             action = dist.sample(shape)

@@ -103,6 +103,11 @@ def log_diag(scale_tril: Tensor) -> Tensor:
 
 
 def _inverse(scale_tril: Tensor) -> Tensor:
+    if scale_tril.shape[-1] <= 2:
+        # Libraries go through a batch matrix by matrix. Here D^-1 - D^-1 (L - D) D^-1 is all of the series.
+        scale = scale_tril.diagonal(dim1=-2, dim2=-1).reciprocal()
+        outer = scale.unsqueeze(-1) * scale.unsqueeze(-2)
+        return torch.diag_embed(2.0 * scale) - scale_tril * outer
     eye = torch.eye(scale_tril.shape[-1], dtype=scale_tril.dtype, device=scale_tril.device)
     return torch.linalg.solve_triangular(scale_tril, eye.expand_as(scale_tril), upper=False)
 
