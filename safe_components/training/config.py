@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any, Literal, TypeVar
 import torch
 import tyro
 import yaml
+
+from safe_components.training.settings import settings_arguments
 
 __all__ = ["CONFIG_FILE", "EnvConfig", "RunConfig", "load_config", "parse_config", "validate_run_config"]
 
@@ -66,6 +69,8 @@ class RunConfig:
     """PyTorch's CPU threads: these networks are small, and a second seed makes better use of a core"""
     run_dir: Path | None = None
     """where results go; None makes runs/<recipe>-<env>-seed<seed>-<time>"""
+    settings: str | None = None
+    """a YAML file of settings, or the name of one in recipes/settings; flags given beside it win"""
     resume: Path | None = None
     """a run directory to continue; its configuration is used"""
     log_interval: int = 5_000
@@ -131,6 +136,7 @@ def load_config(config_type: type[C], run_dir: Path) -> C:
 def parse_config(config_type: type[C], arguments: Sequence[str] | None = None) -> C:
     """Command-line arguments as a configuration; with ``--resume DIR``, the one saved in DIR.
 
+    With ``--settings NAME`` a file's options (`settings_arguments`) take the place of the recipe's defaults.
     Flags given beside ``--resume`` may change only how long the run goes on, where it computes and
     where it reports: ``--total-frames``, ``--device``, ``--threads``, ``--loggers``, ``--progress``.
 
@@ -140,10 +146,12 @@ def parse_config(config_type: type[C], arguments: Sequence[str] | None = None) -
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        run_dir = _resumed_dir(arguments)
-        if run_dir is None:
-            config = tyro.cli(config_type, args=arguments)
+        resumed, settings = _value_of("--resume", arguments), _value_of("--settings", arguments)
+        if resumed is None:
+            default = config_type() if settings is None else _with_settings(config_type, settings)
+            config = tyro.cli(config_type, args=arguments, default=default)
         else:
+            run_dir = Path(resumed)
             saved = load_config(config_type, run_dir)
             config = tyro.cli(config_type, args=arguments, default=saved)
             old, new = config_to_dict(saved), config_to_dict(config)
@@ -160,13 +168,24 @@ def parse_config(config_type: type[C], arguments: Sequence[str] | None = None) -
     return config
 
 
-def _resumed_dir(arguments: Sequence[str]) -> Path | None:
+def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """What a command line gives for a flag; None if it does not, or says ``None``."""
+    value = None
     for index, argument in enumerate(arguments):
-        if argument == "--resume" and index + 1 < len(arguments):
-            return None if arguments[index + 1] == "None" else Path(arguments[index + 1])
-        if argument.startswith("--resume="):
-            return Path(argument.removeprefix("--resume="))
-    return None
+        if argument == flag and index + 1 < len(arguments):
+            value = arguments[index + 1]
+        elif argument.startswith(f"{flag}="):
+            value = argument.removeprefix(f"{flag}=")
+    return None if value == "None" else value
+
+
+def _with_settings(config_type: type[C], settings: str) -> C:
+    """The configuration that a file of settings makes of the defaults."""
+    arguments = settings_arguments(config_type, settings)
+    try:
+        return tyro.cli(config_type, args=arguments)
+    except SystemExit:  # tyro has explained it
+        raise SystemExit(f"error: settings {settings!r} say {shlex.join(arguments)}") from None
 
 
 def validate_run_config(config: RunConfig) -> None:
