@@ -43,7 +43,7 @@ class Config(RunConfig):
     """NAME[:OPTION=VALUE[,OPTION=VALUE...]], see --list"""
     seeds: int = 5
     """runs of each variant, with seeds --seed, --seed + 1, ..."""
-    settings: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="OPTION=VALUE")] = ()
+    changes: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="OPTION=VALUE")] = ()
     """further options, for every variant; RECIPE.OPTION=VALUE for those of one recipe"""
     jobs: int | None = None
     """runs at a time; None for one per core, on a cluster one per CPU it has"""
@@ -100,7 +100,7 @@ def main(config: Config, arguments: Sequence[str]) -> None:
         if count is not None and count < 1:
             raise ValueError(f"{name} is {count}, must be at least 1")
     extra = {}
-    for setting in config.settings:
+    for setting in config.changes:
         name, equals, value = setting.partition("=")
         if not equals:
             raise ValueError(f"--set {setting!r} must be OPTION=VALUE")
