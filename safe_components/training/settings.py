@@ -30,7 +30,7 @@ def settings_arguments(config_type: type, settings: str) -> list[str]:
 
     Args:
         config_type: of the recipe; the file that defines it names the recipe.
-        settings: path of such a file, or its name without ``.yaml`` in the folder ``settings`` beside the recipe.
+        settings: path of such a file, or the name of one in the folder ``settings`` beside the recipe.
 
     Raises:
         FileNotFoundError: if there is none, naming those there are.
