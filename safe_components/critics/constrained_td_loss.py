@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from safe_components import keys
 from safe_components.critics.constrained import ConstrainedQEnsemble
 from safe_components.critics.td_loss import TDLoss
-from safe_components.ops import Aggregate, aggregate
+from safe_components.ops import Aggregate, aggregate, swapped
 
 
 class ConstrainedTDLoss(TDLoss):
@@ -137,7 +137,7 @@ class ConstrainedTDLoss(TDLoss):
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Compute the loss of a batch; see the class for the entries read and returned."""
         names = self.tensor_keys
-        with self.critic_params.to_module(self.critic, preserve_module_state=False):
+        with swapped(self.critic, self.critic_params):
             q = self.critic(tensordict[names.observation], tensordict[names.action])
         target = self.target(tensordict)
         joined = self.critic.join(target[..., :1], target[..., 1:], q)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase, unravel_key
@@ -18,7 +16,7 @@ from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import distance_loss
 
 from safe_components import keys
-from safe_components.ops import Aggregate, aggregate, network_outputs, single_network
+from safe_components.ops import Aggregate, aggregate, network_outputs, single_network, swapped
 
 
 class TDLoss(LossModule):
@@ -190,8 +188,7 @@ class TDLoss(LossModule):
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Compute the loss of a batch; see the class for the entries read and returned."""
         names = self.tensor_keys
-        # Swapped in as they are: "preserving the module's state" would turn target buffers into parameters.
-        with self.critic_params.to_module(self.critic, preserve_module_state=False):
+        with swapped(self.critic, self.critic_params):
             q = self.critic(tensordict[names.observation], tensordict[names.action])
         target = self.target(tensordict)
         if q.shape[1:] != target.shape:
@@ -268,7 +265,7 @@ class TDLoss(LossModule):
         if self.smooth_action is not None:
             action = self.smooth_action(action)
         observation = following[self.tensor_keys.observation]
-        with self.target_critic_params.to_module(self.critic, preserve_module_state=False):
+        with swapped(self.critic, self.target_critic_params):
             return self.critic(observation, action), log_prob
 
     def _next_action(self, following: TensorDictBase) -> tuple[Tensor, Tensor | None]:
@@ -280,10 +277,7 @@ class TDLoss(LossModule):
             outputs = network_outputs(self._network, following, params)
             return self._draw(self.policy.module[-1].get_dist(TensorDict(outputs, following.batch_size)))
         inputs = following.select(*self.policy.in_keys)
-        swapped: Any = (
-            nullcontext() if params is None else params.to_module(self.policy, preserve_module_state=False)
-        )
-        with swapped:
+        with swapped(self.policy, params):
             if not self._stochastic:
                 return self.policy(inputs)[self.tensor_keys.action], None
             return self._draw(self.policy.get_dist(inputs))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from safe_components.keys import (
     PARTICLE_SCALE_TRIL,
     SCALE_TRIL,
 )
-from safe_components.ops import Aggregate, aggregate, network_outputs, single_network
+from safe_components.ops import Aggregate, aggregate, network_outputs, single_network, swapped
 
 Critic = Callable[[Tensor, Tensor], Tensor]
 
@@ -147,7 +146,7 @@ class ParticleSampler(TensorDictModuleBase):
         if network is not None:
             outputs = network_outputs(network, inputs, params)
             return outputs[LOC], outputs[SCALE_TRIL]
-        with _swapped(policy, params):
+        with swapped(policy, params):
             parameters: Any = getattr(policy, "get_dist_params", policy)
             outputs = parameters(inputs)
         return outputs.get(LOC), outputs.get(SCALE_TRIL)
@@ -158,15 +157,10 @@ class ParticleSampler(TensorDictModuleBase):
         return torch.cat([noise, -noise], dim=-2) if self.antithetic else noise
 
 
-def _swapped(module: Any, params: TensorDictBase | None) -> AbstractContextManager[Any]:
-    # Without the flag, swapped-in buffers would come out as parameters that require gradients.
-    return nullcontext() if params is None else params.to_module(module, preserve_module_state=False)
-
-
 def _scores(
     critic: Any, params: TensorDictBase | None, observation: Tensor, action: Tensor, name: str
 ) -> Tensor:
-    with _swapped(critic, params):
+    with swapped(critic, params):
         members = critic(observation, action)
     if members.ndim != action.ndim + 1 or members.shape[1:-1] != action.shape[:-1]:
         raise ValueError(

@@ -10,7 +10,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
 from safe_components.lagrangian.actor_loss import LagrangianActorLoss
-from safe_components.ops import Aggregate
+from safe_components.ops import Aggregate, swapped
 
 
 class DeterministicLagLoss(LagrangianActorLoss):
@@ -108,7 +108,7 @@ class DeterministicLagLoss(LagrangianActorLoss):
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Compute the loss of a batch; see the class for the entries returned."""
-        with self.policy_params.to_module(self.policy, preserve_module_state=False):
+        with swapped(self.policy, self.policy_params):
             action = self.policy(tensordict.select(*self.policy.in_keys))[self.tensor_keys.action]
         penalised = self.penalised_value(tensordict[self.tensor_keys.observation], action)
         return TensorDict({"loss_actor": -penalised.value.mean() / penalised.scale, **penalised.terms}, [])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchrl.modules.distributions.utils import rsample_and_log_prob
 
 from safe_components.lagrangian.actor_loss import LagrangianActorLoss
-from safe_components.ops import Aggregate
+from safe_components.ops import Aggregate, swapped
 
 
 class SACLagLoss(LagrangianActorLoss):
@@ -155,7 +155,7 @@ class SACLagLoss(LagrangianActorLoss):
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Compute the losses of a batch; see the class for the entries returned."""
-        with self.policy_params.to_module(self.policy, preserve_module_state=False):
+        with swapped(self.policy, self.policy_params):
             dist = self.policy.get_dist(tensordict.select(*self.policy.in_keys))
         # Scored where it was drawn: inverting a saturated tanh would lose the draw.
         action, log_prob = rsample_and_log_prob(dist)

@@ -16,7 +16,7 @@ from safe_components import keys
 from safe_components.mstep.moments import joint_log_likelihood
 from safe_components.mstep.objective import OldPolicy, decoupled_terms, log_diag
 from safe_components.mstep.trust_region import TrustRegionTerms
-from safe_components.ops import network_outputs, single_network
+from safe_components.ops import network_outputs, single_network, swapped
 
 Likelihood = Literal["decoupled", "joint"]
 
@@ -215,8 +215,7 @@ class MStepLoss(LossModule):
             own = self._in_place and params is self.policy_params
             outputs = network_outputs(self._network, tensordict, None if own else params)
         else:
-            # The flag has the reason given in `network_outputs`.
-            with params.to_module(self.policy, preserve_module_state=False):
+            with swapped(self.policy, params):
                 outputs = self.policy.get_dist_params(tensordict.select(*self.policy.in_keys))
         names = self.tensor_keys
         loc, scale_tril = outputs.get(names.loc, None), outputs.get(names.scale_tril, None)

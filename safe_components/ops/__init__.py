@@ -11,7 +11,7 @@ from safe_components.ops.dual import (
     dual_weight,
 )
 from safe_components.ops.gaussian_kl import gaussian_kl
-from safe_components.ops.networks import network_outputs, single_network
+from safe_components.ops.networks import network_outputs, single_network, swapped
 
 __all__ = [
     "Aggregate",
@@ -26,4 +26,5 @@ __all__ = [
     "network_outputs",
     "q_cost_limit",
     "single_network",
+    "swapped",
 ]

@@ -64,7 +64,6 @@ def dual_problem(
     """
     features = torch.cat([q_reward.unsqueeze(-3), q_cost.movedim(-1, -3)], dim=-3)
     features = features if dtype is None else features.to(dtype)
-    features = features if dtype is None else features.to(dtype)
     if log_prior is not None:
         log_prior = log_prior.to(features.dtype).log_softmax(-1)
         features = torch.where(log_prior.isneginf().unsqueeze(-3), 0.0, features)

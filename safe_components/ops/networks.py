@@ -1,13 +1,32 @@
-"""Calling the network of a TorchRL actor on tensors."""
+"""Calling networks with given parameters, and that of a TorchRL actor on tensors."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from tensordict.utils import NestedKey
+from torch import nn
 from torchrl.modules import ProbabilisticActor
+
+
+def swapped(module: nn.Module, params: TensorDictBase | None) -> AbstractContextManager[Any]:
+    """A context in which ``module`` computes with ``params``; None leaves it those it has.
+
+    They are swapped in as they are: preserving the module's state would turn target buffers into parameters
+    that require gradients.
+
+    Example:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> linear = torch.nn.Linear(1, 1, bias=False)
+        >>> with swapped(linear, TensorDict(weight=torch.tensor([[2.0]]))):
+        ...     linear(torch.ones(1))
+        tensor([2.])
+    """
+    return nullcontext() if params is None else params.to_module(module, preserve_module_state=False)
 
 
 def single_network(policy: Any) -> TensorDictModule | None:
@@ -46,9 +65,7 @@ def network_outputs(
         >>> network_outputs(split, TensorDict(x=torch.arange(4.0)))["b"]
         tensor([2., 3.])
     """
-    if params is not None:
-        # Swapped in as they are: "preserving the module's state" would turn target buffers into parameters.
-        with params.get(("module", "0", "module")).to_module(network.module, preserve_module_state=False):
-            return network_outputs(network, tensordict)
-    values = network.module(*(tensordict[key] for key in network.in_keys))
+    own = None if params is None else params.get(("module", "0", "module"))
+    with swapped(network.module, own):
+        values = network.module(*(tensordict[key] for key in network.in_keys))
     return dict(zip(network.out_keys, values, strict=True))
