@@ -1,7 +1,7 @@
-"""Data and figure of ``docs/ablations.md`` from the study's directory.
+"""Data and figure of a study whose results the documentation shows.
 
     python recipes/study.py ... --run-dir runs/ablations         # the command in docs/ablations.md
-    python benchmarks/ablations.py --study runs/ablations
+    python benchmarks/study_to_docs.py --study runs/ablations --name ablations
 
 copies the figure and the tables to ``docs``, joins the rows of all runs in one file (the columns that the
 figure and the tables are made of), and prints the table.
@@ -17,13 +17,21 @@ from pathlib import Path
 from safe_components.training import read_metrics
 
 DOCS = Path(__file__).parents[1] / "docs"
-COLUMNS = ("frames", "episodes", "episode_reward", "episode_cost", "episode_violation_rate")
+COLUMNS = (
+    "frames",
+    "episodes",
+    "episode_reward",
+    "episode_cost",
+    "episode_violation_rate",
+    "eval_reward",
+    "eval_cost",
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--study", type=Path, required=True, help="directory of the study")
-    parser.add_argument("--name", default="ablations", help="of the files in docs")
+    parser.add_argument("--name", required=True, help="of the files in docs")
     arguments = parser.parse_args()
     study, data = arguments.study, DOCS / "data" / arguments.name
     data.mkdir(parents=True, exist_ok=True)
