@@ -23,10 +23,12 @@ from plumbing import (
     Copy,
     ExecutionConfig,
     LagrangianConfig,
+    LimitScheduleConfig,
     OffPolicyConfig,
     Polyak,
     Task,
     execute,
+    limit_at,
     make_buffer,
     make_multiplier,
     n_step_transitions,
@@ -49,7 +51,7 @@ from safe_components.training import Run, launch, require_finite
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(ExecutionConfig, LagrangianConfig, OffPolicyConfig):
+class Config(ExecutionConfig, LagrangianConfig, LimitScheduleConfig, OffPolicyConfig):
     """CVPO. Each choice below is one part of the algorithm, and can be replaced on its own."""
 
     covariance: Literal["full", "diagonal"] = "full"
@@ -70,16 +72,13 @@ class Config(ExecutionConfig, LagrangianConfig, OffPolicyConfig):
     """draw them in pairs mirrored at the mean"""
     epsilon: float = 0.1
     """KL ball of the E-step, in nats"""
-    multiplier: Literal["dual", "gradient", "pid", "none"] = "dual"
-    """lambda: the E-step's own, moved by the episodes just collected, or 0 (no constraint: MPO)"""
+    multiplier: Literal["dual", "feedback", "gradient", "pid", "none"] = "dual"
+    """lambda: the E-step's own; the same, with limits tightened while episodes cost more than they should;
+    moved by the episodes just collected; or 0 (no constraint: MPO)"""
     infeasible: Literal["recover", "clip"] = "clip"
     """where no distribution in the ball meets the limit: lower the cost only, or keep lambda at its cap"""
     lambda_max: float = 1.0
     """that cap, in reward per cost; must be well above what keeping the limit is worth"""
-    limit_start: tuple[float, ...] = ()
-    """first cost limit, one per cost, falling linearly to cost_limit; empty for a constant limit"""
-    limit_decay_frames: int = 50_000
-    """frames until it has fallen"""
     reference: Literal["polyak", "copy"] = "polyak"
     """how the reference policy follows: a little each update, or whole after each batch of frames"""
     policy_polyak: float = 0.995
@@ -110,8 +109,6 @@ def main(config: Config) -> None:
     """Train."""
     if config.m_iterations < 1:
         raise ValueError(f"m_iterations is {config.m_iterations}, must be at least 1")
-    if config.limit_start and len(config.limit_start) != len(config.cost_limit):
-        raise ValueError(f"limit_start {config.limit_start} needs one limit per cost: {config.cost_limit}")
     task = Task(config)
     require_memory(config, task, config.reward_critics, config.num_particles, config.estep_window)
 
@@ -147,7 +144,7 @@ def main(config: Config) -> None:
     )
 
     # Limits are set on sums over an episode, critics estimate discounted sums: docs/cost_budget.md.
-    limits = q_cost_limit(config.cost_limit, config.gamma, task.episode_length)
+    limits = q_cost_limit(limit_at(config, 0), config.gamma, task.episode_length)
     lam_max = config.lambda_max if config.infeasible == "clip" else None
     solver = {
         "newton": lambda: NewtonDualSolver(lam_max=lam_max, fixed_iterations=config.newton_iterations),
@@ -157,7 +154,7 @@ def main(config: Config) -> None:
     multiplier = make_multiplier(config).to(task.device)
     if config.multiplier == "none":
         solver = GivenMultiplierSolver(lambda: torch.zeros_like(multiplier.lam), solver)
-    elif config.multiplier != "dual":
+    elif config.multiplier not in ("dual", "feedback"):
         solver = GivenMultiplierSolver(multiplier, solver)
     options = {"infeasible": config.infeasible, "check_finite": False}  # checked below, with the update
     estep = EStepProjector(config.epsilon, limits, solver, **options).to(task.device)
@@ -211,13 +208,12 @@ def main(config: Config) -> None:
 
     def collected(episode_costs: torch.Tensor) -> None:
         """Between two batches of frames: the schedule of the limit, the multiplier, the reference policy."""
-        if config.limit_start:
-            start, end = torch.tensor(config.limit_start), torch.tensor(config.cost_limit)
-            limit = torch.lerp(start, end, min(run.frames / config.limit_decay_frames, 1.0))
-            estep.set_cost_limits(q_cost_limit(limit, config.gamma, task.episode_length))
-            multiplier.set_cost_limits(limit)
+        limit = limit_at(config, run.frames)
+        multiplier.set_cost_limits(limit)
         if len(episode_costs):
             multiplier.update(episode_costs.mean(0))
+        tighter = 1 + multiplier.lam.cpu() if config.multiplier == "feedback" else 1
+        estep.set_cost_limits(q_cost_limit(limit, config.gamma, task.episode_length) / tighter)
         if not polyak:
             reference.step()
 

@@ -64,6 +64,11 @@ VARIANTS: Mapping[str, Variant] = {
     "pid": Variant(
         "cvpo", "λ under PID control of the episodes' cost, not solved for", {"multiplier": "pid"}
     ),
+    "feedback": Variant(
+        "cvpo",
+        "E-step's limits tightened while episodes cost more than they should",
+        {"multiplier": "feedback"},
+    ),
     "polyak": Variant(
         "cvpo", "reference policy that follows a little with each update", {"reference": "polyak"}
     ),

@@ -155,6 +155,20 @@ def test_limit_schedule(train):
     assert parts["multiplier"].cost_limits.item() == pytest.approx(10.0)
 
 
+def test_feedback_tightens_the_limits(train):
+    # An episode of this task costs more than nothing in the first frames: the multiplier rises at once.
+    options = ("--cost-limit", "1", "--multiplier-lr", "0.01", "--pid-kp", "0", "--pid-kd", "0")
+    plain, _ = train(*options, name="plain")
+    rows, tightened = train("--multiplier", "feedback", *options, name="feedback")
+    limit = (1 - 0.99**50) / (0.01 * 50)
+    np.testing.assert_allclose(plain["q_cost_limit"], limit, rtol=1e-6)
+    multiplier = tightened["multiplier"].lam.item()
+    assert multiplier > 0
+    assert tightened["estep"].cost_limits.item() == pytest.approx(limit / (1 + multiplier))
+    assert rows["q_cost_limit"].max() <= limit * (1 + 1e-6)
+    assert rows["q_cost_limit"].min() < 0.99 * limit
+
+
 @pytest.mark.parametrize("reference", ["polyak", "copy"])
 def test_reference_policy(train, reference):
     # An update in every second batch of frames: the last batch has none, and ends with the reference as
@@ -243,6 +257,7 @@ def test_scoring_precision(train):
     ("flags", "said"),
     [
         (["--limit-start", "30", "20"], "limit_start"),
+        (["--limit-start", "30", "--limit-decay-frames", "0"], "limit_decay_frames"),
         (["--trust-region", "soft", "--soft-mean", "-1"], "coef_mean"),
         (["--multiplier", "gradient", "--multiplier-lr", "0"], "lr=0"),
         (["--estep-window", "0"], "buffer"),
