@@ -91,8 +91,6 @@ class Config(ExecutionConfig, LagrangianConfig, LimitScheduleConfig, OffPolicyCo
     """hard: bound for the covariance, in nats"""
     alpha_lr: float = 1e-2
     """hard: Adam's step size for the multipliers of these bounds"""
-    alpha_steps: Literal["additive", "multiplicative"] = "additive"
-    """hard: these multipliers move by steps, or by factors, which come down as fast as they went up"""
     soft_mean: float = 1.0
     """soft: penalty for the mean, per nat"""
     soft_cov: float = 10.0
@@ -117,7 +115,7 @@ def main(config: Config) -> None:
     # The M-step holds the reference policy, the TD losses the target critics.
     policy = make_policy(config, task)
     trust_region = {
-        "hard": lambda: HardTrustRegion(config.kl_mean, config.kl_cov, steps=config.alpha_steps),
+        "hard": lambda: HardTrustRegion(config.kl_mean, config.kl_cov),
         "soft": lambda: SoftTrustRegion(config.soft_mean, config.soft_cov),
         "none": NoTrustRegion,
     }[config.trust_region]()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,15 +37,6 @@ class HardTrustRegion(nn.Module):
     violated and shrink while it is slack. The slope of the dual is as small as ``ε``, so use an
     optimiser that is indifferent to scale, such as Adam; a learning rate of 0.01-0.1 suits ``raw``.
 
-    That is ``steps="additive"``. Adam moves ``raw`` by steps of one size, so a multiplier that a large
-    violation has driven up to 40 comes down as slowly, or slower while Adam still divides by the violation's
-    gradients; until then the policy stands still. ``"multiplicative"`` steps, ``α = exp(raw)``, descend
-
-        dual_loss = raw_μ clip(1 - C_μ / ε_μ, -1, 1) + raw_Σ clip(1 - C_Σ / ε_Σ, -1, 1)
-
-    whose zeros are the same. Its slope does not depend on ``α``, nor on the size of a violation beyond twice
-    the bound: with Adam at a rate of 0.1 a multiplier takes 23 steps for a factor of 10, in both directions.
-
     Each forward call first projects ``raw`` so that ``min_alpha ≤ α ≤ max_alpha``. The lower end keeps a
     long slack phase from driving ``raw`` so far down that it returns late; the upper one is off unless
     asked for, and a multiplier that has reached it is reported (``capped``): then the
@@ -57,7 +48,6 @@ class HardTrustRegion(nn.Module):
         init_alpha: first value of both multipliers, between ``min_alpha`` and ``max_alpha``.
         min_alpha: lower end of both, above 0.
         max_alpha: upper end of both, or None for no cap.
-        steps: how the multipliers move, see above.
 
     Raises:
         ValueError: if a bound is not positive or ``init_alpha`` lies outside its range.
@@ -84,7 +74,6 @@ class HardTrustRegion(nn.Module):
         init_alpha: float = 1.0,
         min_alpha: float = 1e-3,
         max_alpha: float | None = None,
-        steps: Literal["additive", "multiplicative"] = "additive",
     ) -> None:
         super().__init__()
         for name, bound in (("kl_mean", kl_mean), ("kl_cov", kl_cov)):
@@ -98,32 +87,22 @@ class HardTrustRegion(nn.Module):
                 f"multipliers must satisfy 0 < min_alpha <= init_alpha <= max_alpha, got "
                 f"min_alpha={min_alpha}, init_alpha={init_alpha}, max_alpha={max_alpha}"
             )
-        if steps not in ("additive", "multiplicative"):
-            raise ValueError(f"steps={steps!r} is not one of 'additive', 'multiplicative'")
         self.kl_mean, self.kl_cov = kl_mean, kl_cov
         self.min_alpha, self.max_alpha = min_alpha, max_alpha
-        self.steps = steps
-        raw_of = _inverse_softplus if steps == "additive" else math.log
-        self._raw_min = raw_of(min_alpha)
-        self._raw_max = math.inf if max_alpha is None else raw_of(max_alpha)
-        self.raw = nn.Parameter(torch.full((2,), raw_of(init_alpha)))
+        self._raw_min = _inverse_softplus(min_alpha)
+        self._raw_max = math.inf if max_alpha is None else _inverse_softplus(max_alpha)
+        self.raw = nn.Parameter(torch.full((2,), _inverse_softplus(init_alpha)))
 
     def forward(self, kl_mean: Tensor, kl_cov: Tensor) -> TrustRegionTerms:
         """Penalty and dual loss at the divergences ``C_μ []`` and ``C_Σ []``."""
         with torch.no_grad():
             self.raw.clamp_(self._raw_min, self._raw_max)
-        additive = self.steps == "additive"
-        alpha = nn.functional.softplus(self.raw) if additive else self.raw.exp()
+        alpha = nn.functional.softplus(self.raw)
         alpha_mean, alpha_cov = alpha.detach().unbind()
         slack = torch.stack([self.kl_mean - kl_mean.detach(), self.kl_cov - kl_cov.detach()])
-        if additive:
-            dual_loss = (alpha * slack).sum()
-        else:
-            relative = torch.stack([slack[0] / self.kl_mean, slack[1] / self.kl_cov])
-            dual_loss = (self.raw * relative.clamp(-1.0, 1.0)).sum()
         return TrustRegionTerms(
             penalty=alpha_mean * kl_mean + alpha_cov * kl_cov,
-            dual_loss=dual_loss,
+            dual_loss=(alpha * slack).sum(),
             alpha_mean=alpha_mean,
             alpha_cov=alpha_cov,
             capped=(self.raw.detach() >= self._raw_max).any(),

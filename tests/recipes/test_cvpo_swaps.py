@@ -52,13 +52,6 @@ def test_hard_trust_region_moves_its_multipliers(train):
     assert (np.diff(rows["alpha_mean"]) != 0).all()
 
 
-@pytest.mark.parametrize("how", ["additive", "multiplicative"])
-def test_steps_of_the_trust_regions_multipliers(train, how):
-    rows, parts = train("--alpha-steps", how, "--alpha-lr", "0.1")
-    assert parts["mstep"].trust_region.steps == how
-    assert (np.diff(rows["alpha_mean"]) != 0).all()
-
-
 def test_soft_trust_region_keeps_its_penalties(train):
     rows, parts = train("--trust-region", "soft", "--soft-mean", "2", "--soft-cov", "30")
     assert set(rows["alpha_mean"]) == {2.0}
