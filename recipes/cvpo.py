@@ -44,7 +44,7 @@ from safe_components.estep import (
     ParticleSampler,
     SLSQPDualSolver,
 )
-from safe_components.mstep import HardTrustRegion, MStepLoss, NoTrustRegion, SoftTrustRegion
+from safe_components.mstep import HardTrustRegion, MStepLoss, NoTrustRegion, SoftTrustRegion, retract
 from safe_components.ops import q_cost_limit
 from safe_components.policies import gaussian_policy
 from safe_components.training import Run, launch, require_finite
@@ -83,8 +83,8 @@ class Config(ExecutionConfig, LagrangianConfig, LimitScheduleConfig, OffPolicyCo
     """how the reference policy follows: a little each update, or whole after each batch of frames"""
     policy_polyak: float = 0.995
     """polyak: share the reference policy keeps at each update"""
-    trust_region: Literal["hard", "soft", "none"] = "hard"
-    """of the M-step: bounds on the divergence, fixed penalties on it, or nothing"""
+    trust_region: Literal["hard", "retract", "soft", "none"] = "hard"
+    """of the M-step: bounds on the divergence, bounds no step goes beyond, fixed penalties, or nothing"""
     kl_mean: float = 0.05
     """hard: bound for the mean, in nats"""
     kl_cov: float = 0.01
@@ -114,8 +114,10 @@ def main(config: Config) -> None:
 
     # The M-step holds the reference policy, the TD losses the target critics.
     policy = make_policy(config, task)
+    bounds = (config.kl_mean, config.kl_cov)
     trust_region = {
-        "hard": lambda: HardTrustRegion(config.kl_mean, config.kl_cov),
+        "hard": lambda: HardTrustRegion(*bounds),
+        "retract": lambda: HardTrustRegion(*bounds),
         "soft": lambda: SoftTrustRegion(config.soft_mean, config.soft_cov),
         "none": NoTrustRegion,
     }[config.trust_region]()
@@ -189,6 +191,8 @@ def main(config: Config) -> None:
             policy_optim.zero_grad()
             (policy_out["loss_policy"] + policy_out["loss_trust_region"]).backward()
             policy_optim.step()
+            if config.trust_region == "retract":
+                values["retracted"] = retract(mstep, policy_out["kl_mean"], policy_out["kl_cov"], *bounds)
         if polyak:
             reference.step()
 

@@ -7,6 +7,7 @@ from safe_components.mstep.moments import (
     whitened_moments,
 )
 from safe_components.mstep.objective import DecoupledTerms, OldPolicy, decoupled_terms
+from safe_components.mstep.retraction import retract
 from safe_components.mstep.trust_region import (
     HardTrustRegion,
     NoTrustRegion,
@@ -26,5 +27,6 @@ __all__ = [
     "WhitenedMoments",
     "decoupled_terms",
     "joint_log_likelihood",
+    "retract",
     "whitened_moments",
 ]
