@@ -52,6 +52,9 @@ VARIANTS: Mapping[str, Variant] = {
     "cvpo": Variant("cvpo", "CVPO with the recipe's defaults"),
     "no-kl": Variant("cvpo", "no trust region in the M-step", {"trust-region": "none"}),
     "soft-kl": Variant("cvpo", "fixed penalties in place of the trust region", {"trust-region": "soft"}),
+    "retract": Variant(
+        "cvpo", "no step of the policy goes beyond the trust region", {"trust-region": "retract"}
+    ),
     "diagonal": Variant("cvpo", "diagonal covariance", {"covariance": "diagonal"}),
     "slsqp": Variant("cvpo", "E-step's dual by SciPy's SLSQP", {"estep-solver": "slsqp"}),
     "adam": Variant("cvpo", "E-step's dual by one Adam step per batch", {"estep-solver": "adam"}),

@@ -52,6 +52,25 @@ def test_hard_trust_region_moves_its_multipliers(train):
     assert (np.diff(rows["alpha_mean"]) != 0).all()
 
 
+def test_retraction_shortens_steps_that_are_too_long(train):
+    # One step of 0.03 is several times what this trust region holds.
+    options = (
+        "--policy-lr",
+        "0.03",
+        "--kl-mean",
+        "1e-3",
+        "--reference",
+        "copy",
+        "--updates-per-frame",
+        "0.05",
+    )
+    free, _ = train("--trust-region", "hard", *options, name="hard")
+    held, _ = train("--trust-region", "retract", *options, name="retract")
+    assert "retracted" not in free
+    assert ((held["retracted"] > 0.2) & (held["retracted"] < 0.7)).all()
+    assert held["kl_mean"][:3].mean() < 0.7 * free["kl_mean"][:3].mean()
+
+
 def test_soft_trust_region_keeps_its_penalties(train):
     rows, parts = train("--trust-region", "soft", "--soft-mean", "2", "--soft-cov", "30")
     assert set(rows["alpha_mean"]) == {2.0}

@@ -25,7 +25,7 @@ SETTINGS = [
     {"infeasible": "recover", "covariance": "diagonal"},
     {"trust_region": "soft", "multiplier": "pid", "n_step": 1},
     {"trust_region": "none", "multiplier": "none", "cost_limit": (4.0,)},
-    {"reference": "copy", "estep_critics": "online"},
+    {"reference": "copy", "estep_critics": "online", "trust_region": "retract"},
     {"estep_solver": "adam", "cost_critics": 2, "cost_aggregate": "conservative"},
 ]
 NAMES = ["-".join(map(str, settings.values())) or "defaults" for settings in SETTINGS]
