@@ -84,11 +84,11 @@ class Config(ExecutionConfig, LagrangianConfig, LimitScheduleConfig, OffPolicyCo
     policy_polyak: float = 0.995
     """polyak: share the reference policy keeps at each update"""
     trust_region: Literal["hard", "retract", "soft", "none"] = "hard"
-    """of the M-step: bounds on the divergence, bounds no step goes beyond, fixed penalties, or nothing"""
+    """of the M-step: bounds by multipliers, bounds by shortening steps, fixed penalties, or nothing"""
     kl_mean: float = 0.05
-    """hard: bound for the mean, in nats"""
+    """hard, retract: bound for the mean, in nats"""
     kl_cov: float = 0.01
-    """hard: bound for the covariance, in nats"""
+    """hard, retract: bound for the covariance, in nats"""
     alpha_lr: float = 1e-2
     """hard: Adam's step size for the multipliers of these bounds"""
     soft_mean: float = 1.0
@@ -117,7 +117,7 @@ def main(config: Config) -> None:
     bounds = (config.kl_mean, config.kl_cov)
     trust_region = {
         "hard": lambda: HardTrustRegion(*bounds),
-        "retract": lambda: HardTrustRegion(*bounds),
+        "retract": NoTrustRegion,
         "soft": lambda: SoftTrustRegion(config.soft_mean, config.soft_cov),
         "none": NoTrustRegion,
     }[config.trust_region]()

@@ -53,7 +53,7 @@ VARIANTS: Mapping[str, Variant] = {
     "no-kl": Variant("cvpo", "no trust region in the M-step", {"trust-region": "none"}),
     "soft-kl": Variant("cvpo", "fixed penalties in place of the trust region", {"trust-region": "soft"}),
     "retract": Variant(
-        "cvpo", "no step of the policy goes beyond the trust region", {"trust-region": "retract"}
+        "cvpo", "trust region by shortening steps, no multipliers", {"trust-region": "retract"}
     ),
     "diagonal": Variant("cvpo", "diagonal covariance", {"covariance": "diagonal"}),
     "slsqp": Variant("cvpo", "E-step's dual by SciPy's SLSQP", {"estep-solver": "slsqp"}),

@@ -15,9 +15,9 @@ def retract(loss: MStepLoss, kl_mean: Tensor, kl_cov: Tensor, bound_mean: float,
         θ ← θ_old + s (θ - θ_old),    s = min(1, sqrt(ε_μ / C_μ), sqrt(ε_Σ / C_Σ))
 
     Near the reference both divergences are quadratic in ``θ - θ_old``, so that ``s`` brings the larger of
-    them, in units of its bound, to that bound. Multipliers alone cannot: an Adam step has the same length
-    however large the penalty, and once the standard deviation is small, one step may be more than the trust
-    region holds.
+    them, in units of its bound, to that bound. No multiplier is needed, with `NoTrustRegion`; and none could
+    do it: an Adam step has the same length however large the penalty, and once the standard deviation is
+    small, one step may be more than the trust region holds.
 
     Args:
         loss: holds both sets of parameters; the policy's are changed in place.
@@ -33,10 +33,10 @@ def retract(loss: MStepLoss, kl_mean: Tensor, kl_cov: Tensor, bound_mean: float,
     arXiv 1502.05477, appendix C), in place of its line search.
 
     Example:
-        >>> from safe_components.mstep import HardTrustRegion
+        >>> from safe_components.mstep import NoTrustRegion
         >>> from safe_components.policies import gaussian_policy
         >>> from torchrl.objectives import HardUpdate
-        >>> loss = MStepLoss(gaussian_policy(3, [-1.0], [1.0]), HardTrustRegion(0.01, 0.001))
+        >>> loss = MStepLoss(gaussian_policy(3, [-1.0], [1.0]), NoTrustRegion())
         >>> reference = HardUpdate(loss)  # π_old, as ever
         >>> retract(loss, torch.tensor(0.04), torch.tensor(0.0), 0.01, 0.001)
         tensor(0.5000)
