@@ -53,7 +53,7 @@ def test_hard_trust_region_moves_its_multipliers(train):
 
 
 def test_retraction_shortens_what_is_too_long(train):
-    # Forty steps of 0.002 between two copies of the policy go far beyond this trust region, one of them does not.
+    # Forty steps of 0.002 between two copies of the policy go far beyond this trust region, one does not.
     options = "--policy-lr 0.002 --kl-mean 1e-3 --reference copy --updates-per-frame 0.05".split()
     free, _ = train("--trust-region", "none", *options, name="none")
     held, parts = train("--trust-region", "retract", *options, name="retract")
