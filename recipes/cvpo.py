@@ -115,6 +115,8 @@ def main(config: Config) -> None:
     # The M-step holds the reference policy, the TD losses the target critics.
     policy = make_policy(config, task)
     bounds = (config.kl_mean, config.kl_cov)
+    if config.trust_region == "retract" and not min(bounds) > 0:
+        raise ValueError(f"kl_mean and kl_cov are {bounds}, must be positive (nats)")
     trust_region = {
         "hard": lambda: HardTrustRegion(*bounds),
         "retract": NoTrustRegion,

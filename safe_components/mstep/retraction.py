@@ -29,6 +29,9 @@ def retract(loss: MStepLoss, kl_mean: Tensor, kl_cov: Tensor, bound_mean: float,
     Returns:
         ``s []``, in the dtype of the divergences: 1 where nothing was shortened. Not waited for on a GPU.
 
+    Raises:
+        ValueError: if a bound is not positive.
+
     Source: the quadratic model of the divergence and the scaled step are those of TRPO (Schulman et al. 2015,
     arXiv 1502.05477, appendix C), in place of its line search.
 
@@ -41,6 +44,8 @@ def retract(loss: MStepLoss, kl_mean: Tensor, kl_cov: Tensor, bound_mean: float,
         >>> retract(loss, torch.tensor(0.04), torch.tensor(0.0), 0.01, 0.001)
         tensor(0.5000)
     """
+    if not min(bound_mean, bound_cov) > 0:
+        raise ValueError(f"the bounds are {bound_mean} and {bound_cov}, must be positive (nats)")
     share = torch.minimum(bound_mean / kl_mean, bound_cov / kl_cov).clamp(max=1.0).sqrt()
     pairs = zip(
         loss.policy_params.values(True, True), loss.target_policy_params.values(True, True), strict=True

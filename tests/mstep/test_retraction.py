@@ -65,3 +65,10 @@ def test_inside_the_bounds_nothing_changes(kl):
 def test_what_is_not_finite_is_not_hidden():
     loss, _ = moved("cpu", torch.float32, 0.02)
     assert retract(loss, torch.tensor(torch.nan), torch.tensor(0.0), 0.01, 0.001).isnan()
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 0.1), (0.1, -1.0)])
+def test_bounds_must_be_positive(bounds):
+    loss, _ = moved("cpu", torch.float32, 0.004)
+    with pytest.raises(ValueError, match=r"must be positive \(nats\)"):
+        retract(loss, torch.tensor(0.1), torch.tensor(0.1), *bounds)

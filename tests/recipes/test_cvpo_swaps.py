@@ -273,6 +273,7 @@ def test_scoring_precision(train):
         (["--trust-region", "soft", "--soft-mean", "-1"], "coef_mean"),
         (["--multiplier", "gradient", "--multiplier-lr", "0"], "lr=0"),
         (["--estep-window", "0"], "buffer"),
+        (["--trust-region", "retract", "--kl-cov", "0"], "kl_cov"),
     ],
 )
 def test_bad_settings_are_one_line_before_any_work(tmp_path, flags, said):
