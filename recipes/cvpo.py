@@ -107,16 +107,15 @@ def make_policy(config: Config, task: Task) -> ProbabilisticTensorDictSequential
 
 def main(config: Config) -> None:
     """Train."""
-    if config.m_iterations < 1:
-        raise ValueError(f"m_iterations is {config.m_iterations}, must be at least 1")
+    for name in ("m_iterations", "kl_mean", "kl_cov"):
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} is {getattr(config, name)}, must be positive")
     task = Task(config)
     require_memory(config, task, config.reward_critics, config.num_particles, config.estep_window)
 
     # The M-step holds the reference policy, the TD losses the target critics.
     policy = make_policy(config, task)
     bounds = (config.kl_mean, config.kl_cov)
-    if config.trust_region == "retract" and not min(bounds) > 0:
-        raise ValueError(f"kl_mean and kl_cov are {bounds}, must be positive (nats)")
     trust_region = {
         "hard": lambda: HardTrustRegion(*bounds),
         "retract": NoTrustRegion,
