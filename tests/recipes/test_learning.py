@@ -4,8 +4,8 @@ import cvpo
 from safe_components.training import read_metrics
 
 LIMIT = 25.0
-# Six seeds came to a reward of 101 to 121 and a cost of 1 to 16 by 200,000 frames; random actions have 0 and 40.
-# Without the cost term the cost is 148 at 120,000.
+# Six seeds came to a reward of 101 to 121 and a cost of 1 to 16 by 200,000 frames; random actions have 0
+# and 40. Without the cost term the cost is 148 at 120,000.
 REWARD = 80.0
 
 
