@@ -263,7 +263,7 @@ def interrupt_after_start(members, pool, signals):
 
 
 def test_ctrl_c_lets_members_save_and_starts_no_more(stub):
-    members = [stub(seed, 100_000, "--nap", "0.02") for seed in range(3)]
+    members = [stub(seed, 10_000, "--nap", "0.02") for seed in range(3)]
     outcome = interrupt_after_start(members, LocalPool(2), signals=1)
     assert {m.config.seed for m in outcome.stopped} == {0, 1, 2}
     assert not outcome.failed
@@ -275,9 +275,7 @@ def test_ctrl_c_lets_members_save_and_starts_no_more(stub):
 
 def test_a_second_ctrl_c_does_not_wait(stub):
     began = time.monotonic()
-    outcome = interrupt_after_start(
-        [stub(0, 100_000, "--nap", "0.02", "--deaf", "")], LocalPool(1), signals=2
-    )
+    outcome = interrupt_after_start([stub(0, 10_000, "--nap", "0.02", "--deaf", "")], LocalPool(1), signals=2)
     assert len(outcome.stopped) == 1
     assert time.monotonic() - began < 500  # it would have slept for 600 s
 
@@ -535,7 +533,7 @@ def test_ray_runs_stops_and_tells_like_this_machine(stub, capsys, request, where
         assert [m.config.seed for m in outcome.failed] == [13]
         assert {m.config.seed for m in outcome.finished} == {0, 1}
         assert "seed 13 does not train" in capsys.readouterr().out
-        endless = [stub(seed, 100_000, "--nap", "0.02") for seed in (2, 3)]
+        endless = [stub(seed, 10_000, "--nap", "0.02") for seed in (2, 3)]
         outcome = interrupt_after_start(endless, pool, signals=1)
         assert {m.config.seed for m in outcome.stopped} == {2, 3}
         assert all(any((m.directory / "checkpoint").iterdir()) for m in endless)
