@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -67,6 +68,8 @@ def _close(process: subprocess.Popen) -> None:
 
 def _until_done(command: Sequence[str], log: str, environment: dict[str, str]) -> int:
     """Run a process within a Ray task; cancelling the task asks the process to save and leave."""
+    # A shell has its background commands ignore SIGINT, Ray's workers inherit that, and Ray cancels by it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     process = _spawn(command, log, environment)
     while True:
         try:
@@ -132,7 +135,10 @@ def _reach(address: str, timeout: float) -> None:
         raise ConnectionError(f"no Ray cluster answers at {address} within {timeout:g} s") from None
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no reason given"]
-        raise ConnectionError(f"no Ray cluster answers at {address} ({lines[-1]})")
+        raise ConnectionError(
+            f"no Ray cluster answers at {address} ({lines[-1]}); one that was started with a token "
+            "needs RAY_AUTH_MODE=token here, too"
+        )
 
 
 class _RayJob:

@@ -3,7 +3,10 @@
 import contextlib
 import csv
 import dataclasses
+import fcntl
 import math
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -483,9 +486,28 @@ def test_the_docs_define_every_column():
 
 # Ray
 
+# Before Ray is imported: whether clusters ask for a token would hang on what this user's earlier Rays left.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+
 
 @pytest.fixture
-def cluster():
+def one_ray(tmp_path_factory):
+    """Two Rays that start on one machine at the same time take each other's ports."""
+    with (tmp_path_factory.getbasetemp().parent / "ray.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture
+def in_the_background(one_ray):
+    """What is started ignores SIGINT, as in a shell's background, and as CI often does."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def cluster(in_the_background):
     """The address of a Ray cluster of this machine alone, started as an administrator would."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -520,7 +542,7 @@ def start_ray(address, slots):
 
 
 @pytest.mark.parametrize("where", ["local", "cluster"])
-def test_ray_runs_stops_and_tells_like_this_machine(stub, capsys, request, where):
+def test_ray_runs_stops_and_tells_like_this_machine(stub, capsys, request, in_the_background, where):
     address, slots = "local", 2
     if where == "cluster":
         address, slots = request.getfixturevalue("cluster"), None
