@@ -44,7 +44,7 @@ from safe_components.estep import (
     ParticleSampler,
     SLSQPDualSolver,
 )
-from safe_components.mstep import HardTrustRegion, MStepLoss, NoTrustRegion, SoftTrustRegion, retract
+from safe_components.mstep import HardTrustRegion, MStepLoss, NoTrustRegion, Retraction, SoftTrustRegion
 from safe_components.ops import q_cost_limit
 from safe_components.policies import gaussian_policy
 from safe_components.training import Run, launch, require_finite
@@ -107,9 +107,8 @@ def make_policy(config: Config, task: Task) -> ProbabilisticTensorDictSequential
 
 def main(config: Config) -> None:
     """Train."""
-    for name in ("m_iterations", "kl_mean", "kl_cov"):
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name} is {getattr(config, name)}, must be positive")
+    if config.m_iterations < 1:
+        raise ValueError(f"m_iterations is {config.m_iterations}, must be at least 1")
     task = Task(config)
     require_memory(config, task, config.reward_critics, config.num_particles, config.estep_window)
 
@@ -123,6 +122,7 @@ def main(config: Config) -> None:
         "none": NoTrustRegion,
     }[config.trust_region]()
     mstep = MStepLoss(policy, trust_region=trust_region, check_weights=config.waits).to(task.device)
+    retraction = Retraction(mstep, *bounds) if config.trust_region == "retract" else None
     polyak = config.reference == "polyak"
     reference = Polyak(mstep, eps=config.policy_polyak) if polyak else Copy(mstep)
     critics = ConstrainedCritics(
@@ -192,8 +192,8 @@ def main(config: Config) -> None:
             policy_optim.zero_grad()
             (policy_out["loss_policy"] + policy_out["loss_trust_region"]).backward()
             policy_optim.step()
-            if config.trust_region == "retract":
-                values["retracted"] = retract(mstep, policy_out["kl_mean"], policy_out["kl_cov"], *bounds)
+            if retraction:
+                values["retracted"] = retraction.step(policy_out["kl_mean"], policy_out["kl_cov"])
         if polyak:
             reference.step()
 

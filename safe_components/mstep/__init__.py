@@ -7,7 +7,7 @@ from safe_components.mstep.moments import (
     whitened_moments,
 )
 from safe_components.mstep.objective import DecoupledTerms, OldPolicy, decoupled_terms
-from safe_components.mstep.retraction import retract
+from safe_components.mstep.retraction import Retraction
 from safe_components.mstep.trust_region import (
     HardTrustRegion,
     NoTrustRegion,
@@ -22,11 +22,11 @@ __all__ = [
     "MStepLoss",
     "NoTrustRegion",
     "OldPolicy",
+    "Retraction",
     "SoftTrustRegion",
     "TrustRegionTerms",
     "WhitenedMoments",
     "decoupled_terms",
     "joint_log_likelihood",
-    "retract",
     "whitened_moments",
 ]

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from safe_components.mstep.loss import MStepLoss
+from safe_components.mstep.trust_region import require_bounds
 
 
-@torch.no_grad()
-def retract(loss: MStepLoss, kl_mean: Tensor, kl_cov: Tensor, bound_mean: float, bound_cov: float) -> Tensor:
+class Retraction:
     """Shorten the way from the reference policy's parameters to the policy's, where it is too long.
 
         θ ← θ_old + s (θ - θ_old),    s = min(1, sqrt(ε_μ / C_μ), sqrt(ε_Σ / C_Σ))
@@ -21,16 +21,11 @@ def retract(loss: MStepLoss, kl_mean: Tensor, kl_cov: Tensor, bound_mean: float,
 
     Args:
         loss: holds both sets of parameters; the policy's are changed in place.
-        kl_mean: ``C_μ []``, as ``loss`` returned it.
-        kl_cov: ``C_Σ []``, likewise.
-        bound_mean: ``ε_μ``, nats, positive.
-        bound_cov: ``ε_Σ``, nats, positive.
-
-    Returns:
-        ``s []``, in the dtype of the divergences: 1 where nothing was shortened. Not waited for on a GPU.
+        kl_mean: ``ε_μ``, bound on the divergence caused by the mean, in nats, mean over states.
+        kl_cov: ``ε_Σ``, bound on the divergence caused by the covariance, in nats, mean over states.
 
     Raises:
-        ValueError: if a bound is not positive.
+        ValueError: if a bound is not positive and finite.
 
     Source: the quadratic model of the divergence and the scaled step are those of TRPO (Schulman et al. 2015,
     arXiv 1502.05477, appendix C), in place of its line search.
@@ -41,15 +36,24 @@ def retract(loss: MStepLoss, kl_mean: Tensor, kl_cov: Tensor, bound_mean: float,
         >>> from torchrl.objectives import HardUpdate
         >>> loss = MStepLoss(gaussian_policy(3, [-1.0], [1.0]), NoTrustRegion())
         >>> reference = HardUpdate(loss)  # π_old, as ever
-        >>> retract(loss, torch.tensor(0.04), torch.tensor(0.0), 0.01, 0.001)
+        >>> retraction = Retraction(loss, kl_mean=0.01, kl_cov=0.001)
+        >>> retraction.step(torch.tensor(0.04), torch.tensor(0.0))  # after the optimiser's
         tensor(0.5000)
     """
-    if not min(bound_mean, bound_cov) > 0:
-        raise ValueError(f"the bounds are {bound_mean} and {bound_cov}, must be positive (nats)")
-    share = torch.minimum(bound_mean / kl_mean, bound_cov / kl_cov).clamp(max=1.0).sqrt()
-    pairs = zip(
-        loss.policy_params.values(True, True), loss.target_policy_params.values(True, True), strict=True
-    )
-    for new, old in pairs:
-        new.lerp_(old.to(new.dtype), (1.0 - share).to(new.dtype))
-    return share
+
+    def __init__(self, loss: MStepLoss, kl_mean: float, kl_cov: float) -> None:
+        require_bounds(kl_mean, kl_cov)
+        self.loss, self.kl_mean, self.kl_cov = loss, kl_mean, kl_cov
+
+    @torch.no_grad()
+    def step(self, kl_mean: Tensor, kl_cov: Tensor) -> Tensor:
+        """Shorten at ``C_μ []`` and ``C_Σ []``, as the loss returned them.
+
+        Returns:
+            ``s []``, in their dtype: 1 where nothing was shortened. Not waited for on a GPU.
+        """
+        share = torch.minimum(self.kl_mean / kl_mean, self.kl_cov / kl_cov).clamp(max=1.0).sqrt()
+        new, old = self.loss.policy_params, self.loss.target_policy_params
+        for parameter, start in zip(new.values(True, True), old.values(True, True), strict=True):
+            parameter.lerp_(start.to(parameter.dtype), (1.0 - share).to(parameter.dtype))
+        return share

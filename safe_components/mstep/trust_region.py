@@ -27,6 +27,15 @@ class TrustRegionTerms(NamedTuple):
     capped: Tensor
 
 
+def require_bounds(kl_mean: float, kl_cov: float) -> None:
+    """Refuse bounds that are none."""
+    for name, bound in (("kl_mean", kl_mean), ("kl_cov", kl_cov)):
+        if not 0.0 < bound < math.inf:
+            raise ValueError(
+                f"{name}={bound} must be positive and finite (nats); use NoTrustRegion alone for no bound"
+            )
+
+
 class HardTrustRegion(nn.Module):
     """Constraints ``C_μ ≤ ε_μ`` and ``C_Σ ≤ ε_Σ``, enforced by Lagrange multipliers.
 
@@ -76,11 +85,7 @@ class HardTrustRegion(nn.Module):
         max_alpha: float | None = None,
     ) -> None:
         super().__init__()
-        for name, bound in (("kl_mean", kl_mean), ("kl_cov", kl_cov)):
-            if not 0.0 < bound < math.inf:
-                raise ValueError(
-                    f"{name}={bound} must be positive and finite (nats); use NoTrustRegion for no bound"
-                )
+        require_bounds(kl_mean, kl_cov)
         top = math.inf if max_alpha is None else max_alpha
         if not 0.0 < min_alpha <= init_alpha <= top or init_alpha == math.inf:
             raise ValueError(

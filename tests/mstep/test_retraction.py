@@ -5,7 +5,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.objectives import HardUpdate
 
-from safe_components.mstep import HardTrustRegion, MStepLoss, retract
+from safe_components.mstep import HardTrustRegion, MStepLoss, Retraction
 from safe_components.policies import gaussian_policy
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -36,7 +36,7 @@ def test_the_divergence_comes_back_to_its_bound(shrink, dtype, device):
     loss, batch = moved(device, dtype, 0.004)
     out = loss(batch)
     bounds = {"mean": (out["kl_mean"].item() / 9, 10.0), "cov": (10.0, out["kl_cov"].item() / 9)}[shrink]
-    share = retract(loss, out["kl_mean"], out["kl_cov"], *bounds)
+    share = Retraction(loss, *bounds).step(out["kl_mean"], out["kl_cov"])
     assert share.item() == pytest.approx(1 / 3, rel=1e-5)
     after = loss(batch)
     # Quadratic up to terms of third order in a step of less than one per cent.
@@ -48,7 +48,7 @@ def test_it_keeps_the_direction_and_leaves_the_reference_alone():
     loss, batch = moved("cpu", torch.float64, 0.02)
     reference, before = parameters(loss.target_policy_params), parameters(loss.policy_params)
     out = loss(batch)
-    share = retract(loss, out["kl_mean"], out["kl_cov"], out["kl_mean"].item() / 4, 10.0)
+    share = Retraction(loss, out["kl_mean"].item() / 4, 10.0).step(out["kl_mean"], out["kl_cov"])
     torch.testing.assert_close(parameters(loss.target_policy_params), reference, rtol=0, atol=0)
     expected = reference + share * (before - reference)
     torch.testing.assert_close(parameters(loss.policy_params), expected, rtol=1e-12, atol=1e-12)
@@ -58,17 +58,17 @@ def test_it_keeps_the_direction_and_leaves_the_reference_alone():
 def test_inside_the_bounds_nothing_changes(kl):
     loss, _ = moved("cpu", torch.float32, 0.02)
     before = parameters(loss.policy_params)
-    assert retract(loss, torch.tensor(kl), torch.tensor(0.0), 0.01, 0.001).item() == 1.0
+    assert Retraction(loss, 0.01, 0.001).step(torch.tensor(kl), torch.tensor(0.0)).item() == 1.0
     torch.testing.assert_close(parameters(loss.policy_params), before, rtol=0, atol=0)
 
 
 def test_what_is_not_finite_is_not_hidden():
     loss, _ = moved("cpu", torch.float32, 0.02)
-    assert retract(loss, torch.tensor(torch.nan), torch.tensor(0.0), 0.01, 0.001).isnan()
+    assert Retraction(loss, 0.01, 0.001).step(torch.tensor(torch.nan), torch.tensor(0.0)).isnan()
 
 
-@pytest.mark.parametrize("bounds", [(0.0, 0.1), (0.1, -1.0)])
+@pytest.mark.parametrize("bounds", [(0.0, 0.1), (0.1, -1.0), (torch.inf, 0.1), (0.1, torch.nan)])
 def test_bounds_must_be_positive(bounds):
     loss, _ = moved("cpu", torch.float32, 0.004)
-    with pytest.raises(ValueError, match=r"must be positive \(nats\)"):
-        retract(loss, torch.tensor(0.1), torch.tensor(0.1), *bounds)
+    with pytest.raises(ValueError, match=r"must be positive and finite \(nats\)"):
+        Retraction(loss, *bounds)
