@@ -1,4 +1,4 @@
-"""Reward and cost of runs with sampled actions and with the mean action: a figure of ``docs/results.md``.
+"""Reward, cost and entropy of runs, sampled actions and the mean action: a figure of ``docs/results.md``.
 
     python benchmarks/weak_spots.py --figure velocity \
         --run "small steps" runs/a --run "no feedback" runs/b
@@ -49,10 +49,10 @@ def main() -> None:
         for row in csv.DictReader(file):
             rows[row["run"]].append([float(row[column]) for column in COLUMNS])
 
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
     for label, numbers in rows.items():
         columns = dict(zip(COLUMNS, np.array(numbers).T, strict=True))
-        for axis, quantity in zip(axes, ("reward", "cost"), strict=True):
+        for axis, quantity in zip(axes[:2], ("reward", "cost"), strict=True):
             (line,) = axis.plot(columns["frames"], columns[f"episode_{quantity}"], label=label)
             evaluated = np.isfinite(columns[f"eval_{quantity}"])
             axis.plot(
@@ -64,6 +64,8 @@ def main() -> None:
                 color=line.get_color(),
             )
             axis.set(xlabel="frames", ylabel=quantity)
+        axes[2].plot(columns["frames"], columns["entropy"])
+    axes[2].set(xlabel="frames", ylabel="entropy (nats)")
     axes[1].axhline(arguments.limit, color="black", linewidth=0.8, linestyle=":")
     axes[0].legend(title="sampled (lines), mean action (dots)", fontsize=8, title_fontsize=8)
     figure.savefig(DOCS / "figures" / f"{arguments.figure}.png", dpi=130)
