@@ -191,7 +191,9 @@ def plan(
             if option in _OF_THE_STUDY:
                 raise ValueError(f"{who}: {option} is the same for the whole study: give --{option}")
         base = _parse(config_type, _flags({**common, **own}, known, who), who)
-        flags = _flags(_options(choice, {**common, **own}, base), known, who)
+        # A run that is continued takes its settings from where it was, and needs the frames said.
+        frames = {"total-frames": [str(base.total_frames)]}
+        flags = _flags({**frames, **_options(choice, {**common, **own}, base)}, known, who)
         parsed.append((choice, place, _parse(config_type, flags, who), flags))
     members = []
     for seed in seeds:

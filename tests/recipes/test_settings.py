@@ -9,6 +9,7 @@ import yaml
 import cvpo
 import sac_lag
 import study
+from plumbing.members import plan
 from safe_components.training import parse_config
 
 FOLDER = Path(cvpo.__file__).parent / "settings"
@@ -63,3 +64,16 @@ def test_every_file_is_read_by_every_recipe_of_the_results(path, recipe):
     assert config.cost_limit != ()
     for section in yaml.safe_load(path.read_text()).values():
         assert all("_" not in option for option in section)  # as on the command line
+
+
+def test_a_study_says_the_frames_of_a_file_to_its_members(tmp_path):
+    """Else a run continued after the file was changed would keep the frames it was started with."""
+    where = written(tmp_path / "a.yaml", "all: {env.id: PointCircle, total-frames: 700}")
+    members = plan(["cvpo"], [0], {"settings": [where]}, {}, tmp_path / "study")
+    flags = list(members[0].flags)
+    assert flags[flags.index("--total-frames") + 1] == "700"
+    members = plan(["cvpo"], [0], {"settings": [where], "total-frames": ["900"]}, {}, tmp_path / "study")
+    assert [flag for flag in members[0].flags if flag in ("--total-frames", "900")] == [
+        "--total-frames",
+        "900",
+    ]
