@@ -72,7 +72,7 @@ def test_rows_checkpoints_and_episodes_leave_nothing_behind(tmp_path):
                 if iteration in (FIRST, LAST):
                     clear_caches()
                     seen[iteration] = tracemalloc.get_traced_memory()[0], tensors(), open_files()
-                    largest = tracemalloc.take_snapshot().statistics("lineno")[:5]
+            largest = tracemalloc.take_snapshot().statistics("lineno")[:5]
         finally:
             tracemalloc.stop()
     (memory, count, files), (later, later_count, later_files) = seen[FIRST], seen[LAST]
