@@ -36,9 +36,9 @@ class PointCircle(EnvBase):
     ``episode_length`` steps; it never terminates. The observation is (x, y, v_x, v_y). Actions outside
     the bounds are executed clipped to them, the stored action stays as sampled.
 
-    With the defaults, whole courses optimised through the motion (``benchmarks/circle_bound.py``) return 252 at
-    91 steps outside the walls if cost is ignored, 214 at a mean of 25 steps, and 197 at none. They can be
-    run, knowing the start; nothing says that there are none better.
+    With the defaults, whole courses optimised through the motion (``benchmarks/circle_bound.py``) return
+    252 at 91 steps outside the walls if cost is ignored, 214 at a mean of 25 steps, and 197 at none. They
+    can be run, knowing the start; nothing says that there are none better.
 
     Args:
         num_envs: copies N; the batch size is [N], or [] for one copy.
