@@ -50,9 +50,11 @@ class Task:
 
 
 def point_circle() -> Task:
-    env = PointCircle(acceleration=2.0, drag=1.0, dt=0.05)
+    acceleration, drag, dt = 2.0, 1.0, 0.05
+    env = PointCircle(acceleration=acceleration, drag=drag, dt=dt)
     penalties = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.5)
-    return Task(200, env.radius, env.x_lim, env.x_lim / 2, 1.0, penalties, "square", 2.0, 1.0, 0.05)
+    top = acceleration / drag
+    return Task(200, env.radius, env.x_lim, env.x_lim / 2, 1.0, penalties, "square", top, drag, dt)
 
 
 def safety_point_circle() -> Task:
@@ -93,10 +95,15 @@ def motion(task: Task) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def best_courses(
-    task: Task, penalty: float, starts: torch.Tensor, courses: int, iterations: int
+    task: Task,
+    model: tuple[torch.Tensor, torch.Tensor],
+    penalty: float,
+    starts: torch.Tensor,
+    courses: int,
+    iterations: int,
 ) -> tuple[float, float]:
     """Mean reward and cost over the starts [S, 2], of the best of ``courses`` courses of each."""
-    position_of, velocity_of = motion(task)
+    position_of, velocity_of = model
     first = starts.repeat_interleave(courses, 0)
     around = torch.atan2(first[:, 1], first[:, 0]) + math.pi / 2 + 0.2 * torch.randn(len(first))
     pace = (torch.rand(len(first), 1) * 0.8 + 0.4) * task.top / task.radius  # rad/s of the first course
@@ -145,9 +152,9 @@ def main() -> None:
     task = tasks[arguments.task]()
     print(f"bound for any course: {task.frames * task.factor * task.top:.1f}")
     starts = (torch.rand(arguments.starts, 2) * 2 - 1) * task.start
-    found = []
+    model, found = motion(task), []
     for penalty in task.penalties:
-        reward, cost = best_courses(task, penalty, starts, arguments.courses, arguments.iterations)
+        reward, cost = best_courses(task, model, penalty, starts, arguments.courses, arguments.iterations)
         found.append((reward, cost))
         print(f"penalty {penalty:4.2f}: reward {reward:.1f}, cost {cost:.1f}", flush=True)
     print(f"at a cost of {LIMIT:g}, between the courses above: {mixed(found):.1f}")
