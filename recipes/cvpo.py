@@ -56,6 +56,8 @@ class Config(ExecutionConfig, LagrangianConfig, LimitScheduleConfig, OffPolicyCo
 
     covariance: Literal["full", "diagonal"] = "full"
     """of the Gaussian policy"""
+    min_std: float = 0.01
+    """floor of its standard deviation, as a share of half the action range"""
     reward_critics: int = 2
     """ensemble size; the minimum is used"""
     cost_aggregate: Literal["mean", "max", "conservative"] = "mean"
@@ -101,8 +103,8 @@ class Config(ExecutionConfig, LagrangianConfig, LimitScheduleConfig, OffPolicyCo
 
 def make_policy(config: Config, task: Task) -> ProbabilisticTensorDictSequential:
     """A Gaussian whose mean stays inside the action bounds."""
-    sizes = {"hidden_sizes": config.hidden_sizes, "covariance": config.covariance}
-    return gaussian_policy(task.observation_dim, **task.bounds, **sizes).to(task.device)
+    shape = {name: getattr(config, name) for name in ("hidden_sizes", "covariance", "min_std")}
+    return gaussian_policy(task.observation_dim, **task.bounds, **shape).to(task.device)
 
 
 def main(config: Config) -> None:
@@ -162,13 +164,9 @@ def main(config: Config) -> None:
     options = {"infeasible": config.infeasible, "check_finite": False}  # checked below, with the update
     estep = EStepProjector(config.epsilon, limits, solver, **options).to(task.device)
 
-    policy_optim = torch.optim.Adam(
-        [
-            {"params": list(mstep.policy_params.parameters()), "lr": config.policy_lr},
-            {"params": list(mstep.trust_region.parameters()), "lr": config.alpha_lr},
-        ],
-        fused=True,
-    )
+    fitted = {"params": list(mstep.policy_params.parameters()), "lr": config.policy_lr}
+    bounding = {"params": list(mstep.trust_region.parameters()), "lr": config.alpha_lr}
+    policy_optim = torch.optim.Adam([fitted, bounding], fused=True)
     # The limit holds on average over the E-step's states: which these are matters (docs/cost_budget.md).
     buffer = make_buffer(config)
     recent = buffer if config.estep_window >= config.buffer_size else make_buffer(config, config.estep_window)

@@ -88,6 +88,17 @@ def test_covariance(train, covariance):
     assert bool((lower[:, 1, 0] != 0).all()) == (covariance == "full")
 
 
+def test_min_std_is_the_policys_floor(train):
+    smallest = {}
+    for floor in ("0.01", "0.45"):
+        _, parts = train("--min-std", floor, "--trust-region", "none", "--policy-lr", "0.01", name=floor)
+        with torch.no_grad():
+            lower = parts["policy"].get_dist_params(parts["buffer"][:]).get("scale_tril")
+        smallest[floor] = lower.diagonal(dim1=-2, dim2=-1).min()
+    assert smallest["0.01"] < 0.45  # half the action range is 1
+    assert smallest["0.45"] >= 0.45
+
+
 def test_only_newton_solves_the_dual_exactly(train):
     residual = {
         name: train("--estep-solver", name, name=name)[0]["estep_residual"].max()
