@@ -60,7 +60,7 @@ def main() -> None:
         for row in csv.DictReader(file):
             rows[row["run"]].append([float(row[column]) for column in columns])
 
-    figure, axes = plt.subplots(1, len(arguments.panels), figsize=(12, 3.4), layout="constrained")
+    figure, axes = plt.subplots(1, len(arguments.panels), figsize=(12, 3.6), layout="constrained")
     for axis, panel in zip(axes, arguments.panels, strict=True):
         line_column, *dots_column = panel.split("+")
         for label, numbers in rows.items():
@@ -81,7 +81,8 @@ def main() -> None:
         axis.set(xlabel="frames", ylabel=title + dots)
         if line_column == "episode_cost":
             axis.axhline(arguments.limit, color="black", linewidth=0.8, linestyle=":")
-    axes[0].legend(fontsize=8)
+    lines, labels = axes[0].get_legend_handles_labels()
+    figure.legend(lines, labels, fontsize=8, loc="outside upper center", ncols=len(rows))
     figure.savefig(DOCS / "figures" / f"{arguments.figure}.png", dpi=130)
 
 
