@@ -103,7 +103,7 @@ class Config(ExecutionConfig, LagrangianConfig, LimitScheduleConfig, OffPolicyCo
 
 def make_policy(config: Config, task: Task) -> ProbabilisticTensorDictSequential:
     """A Gaussian whose mean stays inside the action bounds."""
-    shape = {name: getattr(config, name) for name in ("hidden_sizes", "covariance", "min_std")}
+    shape = {"hidden_sizes": config.hidden_sizes, "covariance": config.covariance, "min_std": config.min_std}
     return gaussian_policy(task.observation_dim, **task.bounds, **shape).to(task.device)
 
 
