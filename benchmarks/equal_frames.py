@@ -1,8 +1,9 @@
 """Runs of different lengths beside each other at the same number of frames, from the rows in ``docs``.
 
-    python benchmarks/equal_frames.py --name results_ball_run --frames 150000
+    python benchmarks/equal_frames.py results_ball_run:150000 results_half_cheetah:120000
 
-prints the tables of ``docs/results.md``: what each run of ``docs/data/NAME/rows.csv`` has by then.
+prints the table of ``docs/results.md``: for each variant in ``docs/data/NAME/rows.csv`` what its runs have
+after so many frames, seed by seed, and the minutes they take.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ DATA = Path(__file__).parents[1] / "docs" / "data"
 COLUMNS = ("frames", "episodes", "episode_reward", "episode_cost", "episode_violation_rate")
 
 
-def measure(rows: np.ndarray, frames: float) -> tuple[float, float, float]:
+def measure(rows: np.ndarray, frames: int) -> tuple[float, float, float]:
     """Reward and cost of the last tenth of the frames up to ``frames``, and the share of costly episodes."""
     if rows[-1, 0] < frames:
-        raise ValueError(f"frames is {frames:,.0f}, the run has {rows[-1, 0]:,.0f}: choose fewer")
+        raise SystemExit(f"error: frames is {frames:,}, a run has {rows[-1, 0]:,.0f}: choose fewer")
     rows = rows[rows[:, 0] < frames * 1.01]  # a batch of frames may end a little later
     _, episodes, reward, cost, over = rows.T
     late = last_frames(rows[:, 0])
@@ -34,19 +35,35 @@ def measure(rows: np.ndarray, frames: float) -> tuple[float, float, float]:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--name", required=True, help="directory under docs/data")
-    parser.add_argument("--frames", type=float, required=True)
-    arguments = parser.parse_args()
+def lines_of(name: str, frames: int) -> list[str]:
+    """A line for each variant of ``docs/data/NAME``."""
+    with (DATA / name / "seeds.csv").open(encoding="utf-8") as file:
+        done = [row for row in csv.DictReader(file) if row["finished"] == "True"]
     runs: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
-    with (DATA / arguments.name / "rows.csv").open(encoding="utf-8") as file:
+    with (DATA / name / "rows.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
             runs[row["variant"], row["seed"]].append([float(row[column]) for column in COLUMNS])
-    print(f"| {arguments.frames:,.0f} frames | reward | cost | over |\n|---|---|---|---|")
-    for (variant, seed), rows in runs.items():
-        reward, cost, over = measure(np.array(rows), arguments.frames)
-        print(f"| {variant}, seed {seed} | {reward:.4g} | {cost:.1f} | {over:.0%} |")
+    lines = []
+    for variant in dict.fromkeys(row["variant"] for row in done):
+        mine = [row for row in done if row["variant"] == variant]
+        measured = [measure(np.array(runs[variant, row["seed"]]), frames) for row in mine]
+        each = ", ".join(
+            f"{reward:.{3 if reward < 1000 else 4}g} / {cost:.0f}" for reward, cost, _ in measured
+        )
+        over = np.mean([share for *_, share in measured])
+        seconds = np.mean([float(row["wall_seconds"]) / float(row["frames"]) for row in mine])
+        lines.append(f"| {name} | {frames:,} | {variant} | {each} | {over:.0%} | {seconds * 1e5 / 60:.1f} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", nargs="+", metavar="NAME:FRAMES", help="directory under docs/data, frames")
+    arguments = parser.parse_args()
+    print("| task | frames | | reward / cost by seed | over | minutes |\n|---|---|---|---|---|---|")
+    for what in arguments.what:
+        name, _, frames = what.partition(":")
+        print("\n".join(lines_of(name, int(frames))))
 
 
 if __name__ == "__main__":
