@@ -48,7 +48,7 @@ def lines_of(name: str, frames: int) -> list[str]:
         mine = [row for row in done if row["variant"] == variant]
         measured = [measure(np.array(runs[variant, row["seed"]]), frames) for row in mine]
         each = ", ".join(
-            f"{reward:.{0 if abs(reward) > 99 else 1}f} / {cost:.0f}" for reward, cost, _ in measured
+            f"{reward:.{0 if abs(reward) > 99 else 1}f} / {cost:.1f}" for reward, cost, _ in measured
         )
         over = np.mean([share for *_, share in measured])
         seconds = np.mean([float(row["wall_seconds"]) / float(row["frames"]) for row in mine])
