@@ -173,7 +173,8 @@ def main(config: Config) -> None:
     transitions_of = n_step_transitions(config)
 
     def store(steps: TensorDictBase) -> None:
-        buffer.extend(transitions_of(steps))
+        if len(transitions := transitions_of(steps)):
+            buffer.extend(transitions)
         if recent is not buffer:
             recent.extend(steps.select(keys.OBSERVATION).reshape(-1))
 

@@ -54,7 +54,11 @@ def train_lagrangian(
         shown: metrics on the progress bar besides reward and cost.
     """
     buffer = make_buffer(config)
-    transitions = n_step_transitions(config)
+    transitions_of = n_step_transitions(config)
+
+    def store(steps: TensorDictBase) -> None:
+        if len(transitions := transitions_of(steps)):
+            buffer.extend(transitions)
 
     def update() -> dict[str, torch.Tensor]:
         batch = buffer.sample()
@@ -80,7 +84,7 @@ def train_lagrangian(
             run,
             task,
             policy,
-            store=lambda steps: buffer.extend(transitions(steps)),
+            store=store,
             warm_up=lambda: critics.update(buffer.sample()),
             update=update,
             collected=collected,

@@ -79,7 +79,7 @@ class OffPolicyConfig(RunConfig):
     collect_workers: int = 0
     """processes that collect the next batch during the updates; 0 collects between them, in this process"""
     warmup_frames: int = 5_000
-    """first frames, of random actions; their statistics scale the observations from then on"""
+    """first frames, of random actions, at least n_step + 1 steps; their statistics scale the observations"""
     critic_warmup: int = 500
     """updates of the critics alone, so that the policy starts with an idea of the cost"""
 
@@ -103,10 +103,20 @@ def make_buffer(config: OffPolicyConfig, frames: int | None = None) -> TensorDic
 def n_step_transitions(config: OffPolicyConfig) -> Callable[[TensorDictBase], TensorDictBase]:
     """A function from steps ``[N, T]`` to transitions ``[n]`` over ``config.n_step`` of them.
 
-    They hold what critics and policies read, and nothing else: every entry is gathered with every batch.
+    The last ``n_step`` steps of each environment wait for the next call. Until it has seen more, ``n`` is 0
+    and nothing can be stored: with many environments a batch may be a single step of each. Transitions hold
+    what critics and policies read, and nothing else: every entry is gathered with every batch.
     """
     transform = n_step_transform(config.n_step, config.gamma)
-    return lambda steps: transform.inv(steps).select(*READ).reshape(-1)
+
+    def transitions_of(steps: TensorDictBase) -> TensorDictBase:
+        complete = transform.inv(steps)
+        if complete is None:  # TorchRL's word for nothing yet
+            complete = steps[:, :0].copy()
+            complete["steps_to_next_obs"] = torch.zeros(complete.shape, dtype=torch.long, device=steps.device)
+        return complete.select(*READ).flatten(0, 1)
+
+    return transitions_of
 
 
 def train_off_policy(
@@ -154,11 +164,13 @@ def train_off_policy(
         return costs
 
     acting = policy if explore is None else explore
+    # One step more than wait for the next batch, so that the critics' first updates find a transition.
+    shortest = (config.n_step + 1) * config.env.num_envs * config.env.frame_skip
     frames_per_batch = config.frames_per_batch // config.env.frame_skip
     with workers_ignore_interrupt():
         if run.frames == 0:
             with run.watch("collecting"):
-                random = task.warm_up(config.warmup_frames, seed=config.seed)
+                random = task.warm_up(max(config.warmup_frames, shortest), seed=config.seed)
             take(random, last=True)
             for _ in range(config.critic_warmup):
                 warm_up()
