@@ -90,7 +90,7 @@ def main(config: Config, arguments: Sequence[str]) -> None:
     if config.list_variants:
         print(variant_table())
         return
-    directory = config.run_dir or Path("runs") / f"study-{config.env.id}"
+    directory = config.run_dir or Path("runs") / f"study-{config.env.file_name}"
     if config.report:
         print(write_results(directory).read_text())
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -51,6 +52,16 @@ class EnvConfig:
     cost_keys: tuple[str, ...] = ("cost",)
     """entries of the environment's info that are the cost signals"""
 
+    @property
+    def file_name(self) -> str:
+        """The id as part of a file's name: without the slashes and colons that Gymnasium allows.
+
+        Example:
+            >>> EnvConfig(id="my_package:My/Task-v0").file_name
+            'my_package-My-Task-v0'
+        """
+        return re.sub(r"[^\w.-]+", "-", self.id)
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
@@ -68,7 +79,7 @@ class RunConfig:
     threads: int = 1
     """PyTorch's CPU threads: these networks are small, and a second seed makes better use of a core"""
     run_dir: Path | None = None
-    """where results go; None makes runs/<recipe>-<env>-seed<seed>-<time>"""
+    """where results go; None makes a new runs/<recipe>-<env>-seed<seed>-<time>"""
     settings: str | None = None
     """a YAML file of settings, or the name of one in recipes/settings; flags given beside it win"""
     resume: Path | None = None

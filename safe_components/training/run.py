@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import platform
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -93,27 +96,22 @@ class Run:
 
     def __init__(self, config: RunConfig, name: str, **components: Any) -> None:
         self.config = config
-        self.directory = config.resume or config.run_dir or _default_directory(config, name)
         self._clock = _Clock()
-        # At least two checkpoints, so that the newest may be damaged by a full disk or a crash.
-        self._rotation = CheckpointRotation(self.directory / "checkpoint", keep_last=2)
         self._checkpoint = Checkpoint(clock=self._clock, rng=GlobalRNGState(), **components)
         self._saved_at = -1
         self._stop = StopRequest()
-        if config.resume is None and (self.directory / CONFIG_FILE).exists():
-            raise FileExistsError(
-                f"{self.directory} already holds a run; continue it with --resume {self.directory}, "
-                "or choose another --run-dir"
-            )
-        if config.resume is not None and self._rotation.latest() is not None:
-            device = torch.device(config.device)
-            self._rotation.load_latest(
-                self._checkpoint, map_location=None if device.type == "cpu" else device
-            )
-            self._saved_at = self.frames
-        self._metrics = MetricsWriter(self.directory, config.loggers, keep_until=self.frames)
-        if config.resume is None:  # last, so that a run that could not start leaves no run behind
-            _describe(self.directory, config, name)
+        resumed = config.resume and nullcontext(config.resume)
+        with resumed or _new_directory(config, name) as directory:
+            self.directory = directory
+            # At least two checkpoints, so that the newest may be damaged by a full disk or a crash.
+            self._rotation = CheckpointRotation(directory / "checkpoint", keep_last=2)
+            if config.resume is not None and self._rotation.latest() is not None:
+                device = torch.device(config.device)
+                self._rotation.load_latest(
+                    self._checkpoint, map_location=None if device.type == "cpu" else device
+                )
+                self._saved_at = self.frames
+            self._metrics = MetricsWriter(directory, config.loggers, keep_until=self.frames)
         self._bar = tqdm(
             total=config.total_frames,
             initial=min(self.frames, config.total_frames),
@@ -220,17 +218,58 @@ class Run:
             )
 
 
-def _default_directory(config: RunConfig, name: str) -> Path:
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{name}-{config.env.id}-seed{config.seed}-{stamp}"
+@contextmanager
+def _new_directory(config: RunConfig, name: str) -> Iterator[Path]:
+    """Make a run's directory and its ``config.yaml``; both go again if the run cannot start.
+
+    The file is created exclusively: of several processes that ask for one directory, one gets it.
+    """
+    document = yaml.safe_dump(_description(config, name), sort_keys=False)
+    directory, is_new = _make_directory(config, name)
+    path = directory / CONFIG_FILE
+    try:
+        file = path.open("x", encoding="utf-8")
+    except FileExistsError:
+        raise FileExistsError(
+            f"{directory} already holds a run; continue it with --resume {directory}, "
+            "or choose another --run-dir"
+        ) from None
+    try:
+        with file:
+            file.write(document)
+        yield directory
+    except BaseException:
+        path.unlink()
+        if is_new:
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
 
 
-def _describe(directory: Path, config: RunConfig, name: str) -> None:
+def _make_directory(config: RunConfig, name: str) -> tuple[Path, bool]:
+    """The directory, and whether it is new: ``config.run_dir`` may have existed, the default one may not."""
+    if config.run_dir is not None:
+        return config.run_dir, _is_made(config.run_dir)
+    stem = f"{name}-{config.env.file_name}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    numbered = (f"{stem}-{number}" for number in itertools.count(2))
+    candidates = (Path("runs") / directory for directory in itertools.chain([stem], numbered))
+    return next(filter(_is_made, candidates)), True
+
+
+def _is_made(directory: Path) -> bool:
+    """Make a directory; false if it was there, also if another process has just made it."""
+    try:
+        directory.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _description(config: RunConfig, name: str) -> dict[str, Any]:
+    """What ``config.yaml`` holds."""
     versions = {"python": platform.python_version()}
     for package in _RECORDED:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "not installed"
-    document = {"recipe": name, "config": config_to_dict(config), "versions": versions}
-    (directory / CONFIG_FILE).write_text(yaml.safe_dump(document, sort_keys=False))
+    return {"recipe": name, "config": config_to_dict(config), "versions": versions}

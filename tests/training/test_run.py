@@ -1,6 +1,8 @@
 """Run directories: made, continued, interrupted, refused."""
 
 import signal
+import threading
+import time
 
 import pytest
 import torch
@@ -116,6 +118,81 @@ def test_a_directory_in_use_is_refused(tmp_path):
     train(make_config(tmp_path / "run"), torch.nn.Linear(2, 1), 10)
     with pytest.raises(FileExistsError, match="--resume"):
         Run(make_config(tmp_path / "run"), "test")
+
+
+def test_runs_that_start_in_one_second_have_directories_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(time, "strftime", lambda _: "20260102-030405")
+    config = make_config(None, env=EnvConfig(id="mod:My/Task-v0"), seed=3)
+    for rows in (1, 2, 3):
+        with Run(config, "test") as run:
+            for _ in range(rows):
+                run.advance(10)
+                run.log({"episode_reward": 1.0, "episode_cost": 0.0})
+    # No slash or colon of the environment's name makes a folder, or a name some systems refuse.
+    names = [f"test-mod-My-Task-v0-seed3-20260102-030405{suffix}" for suffix in ("", "-2", "-3")]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == names
+    for rows, name in enumerate(names, start=1):
+        assert len(read_metrics(tmp_path / "runs" / name / "metrics.csv")["frames"]) == rows
+        assert (tmp_path / "runs" / name / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_of_runs_that_ask_for_one_directory_at_once_one_gets_it(exists, tmp_path):
+    directory, together, outcomes = tmp_path / "some" / "run", threading.Barrier(8), []
+    if exists:
+        directory.mkdir(parents=True)
+
+    def start():
+        together.wait()
+        try:
+            outcomes.append(Run(make_config(directory), "test"))
+        except FileExistsError as error:
+            outcomes.append(str(error))
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (run,) = (outcome for outcome in outcomes if isinstance(outcome, Run))
+    refusals = [outcome for outcome in outcomes if outcome is not run]
+    assert len(refusals) == 7
+    assert all("already holds a run; continue it with --resume" in refusal for refusal in refusals)
+    with run:
+        run.advance(10)
+        run.log({"episode_reward": 1.0, "episode_cost": 0.0})
+    assert read_metrics(directory / "metrics.csv")["frames"].tolist() == [10]
+    assert load_config(RunConfig, directory).run_dir == directory
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_a_run_that_could_not_start_leaves_none_behind(explicit, tmp_path, monkeypatch):
+    def broken(*_):
+        raise ImportError("no module named wandb")
+
+    monkeypatch.chdir(tmp_path)
+    config = make_config(tmp_path / "runs" / "mine" if explicit else None, loggers=("tensorboard", "wandb"))
+    with monkeypatch.context() as patch:
+        patch.setattr("safe_components.training.metrics.get_logger", broken)
+        with pytest.raises(ImportError, match=r"safe_components\[tensorboard\]"):
+            Run(config, "test")
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_what_was_there_before_a_failed_start_stays(tmp_path, monkeypatch):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    (directory / "notes.txt").write_text("mine")
+    with monkeypatch.context() as patch:
+        patch.setattr("safe_components.training.run.MetricsWriter", None)
+        with pytest.raises(TypeError):
+            Run(make_config(directory), "test")
+    assert [path.name for path in directory.iterdir()] == ["notes.txt"]
+    train(make_config(directory), torch.nn.Linear(2, 1), 10)
+    with pytest.raises(FileExistsError):
+        Run(make_config(directory), "test")
+    assert (directory / "config.yaml").is_file()  # a refusal takes nothing away
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
