@@ -87,7 +87,7 @@ def launches(call: Update, device: torch.device) -> int:
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as profile:
+    with torch.profiler.profile(activities=activities, acc_events=True) as profile:
         call()
         wait(device)
     starts = LAUNCHES if device.type == "cuda" else ("aten::",)

@@ -80,16 +80,17 @@ class Answer(NamedTuple):
 
 def relief(scaled: ScaledProblem, eta_min: float) -> Task:
     """To find the least sum of violations, in spreads, that the ball allows."""
+    # `fill_` hands its number to the kernel; `x[..., 0] = 1.0` copies it from the host, as no CUDA graph may.
     features = scaled.problem.features.clone()
-    features[..., 0, :, :] = 0.0
+    features.select(-3, 0).zero_()
     upper = scaled.has_spread.to(features.dtype)
-    upper[..., 0] = torch.inf
+    upper.select(-1, 0).fill_(torch.inf)
     lower = torch.zeros_like(upper)
-    lower[..., 0] = eta_min
+    lower.select(-1, 0).fill_(eta_min)
     start = upper.clone()
     start[..., 0] = (2.0 * scaled.problem.epsilon).rsqrt()
     spread = scaled.spread.clone()
-    spread[..., 0] = 1.0
+    spread.select(-1, 0).fill_(1.0)
     enough = torch.full_like(start[..., 0], -torch.inf)
     return Task(scaled.problem._replace(features=features), start, lower, upper, spread, enough)
 

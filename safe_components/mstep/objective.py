@@ -94,7 +94,9 @@ def decoupled_terms(old: OldPolicy, loc: Tensor, scale_tril: Tensor) -> Decouple
         >>> terms.kl_mean, terms.kl_cov
         (tensor(1.), tensor(0.))
     """
-    return DecoupledTerms(*_Decoupled.apply(loc, scale_tril, old))
+    terms = DecoupledTerms(*_Decoupled.apply(loc, scale_tril, old))
+    # Not marked as non-differentiable inside: torch.compile of PyTorch 2.11 loses the mark and then fails.
+    return terms._replace(entropy=terms.entropy.detach())
 
 
 def log_diag(scale_tril: Tensor) -> Tensor:
@@ -158,9 +160,7 @@ class _Decoupled(torch.autograd.Function):
             ]
         )
         combine = _combination(sums.dtype, sums.device)
-        means = torch.addmv(old.base, combine, sums, alpha=1.0 / total.numel()).unbind()
-        ctx.mark_non_differentiable(means[-1])
-        return means
+        return torch.addmv(old.base, combine, sums, alpha=1.0 / total.numel()).unbind()
 
     @staticmethod
     @once_differentiable

@@ -146,8 +146,19 @@ def dual_moments(problem: DualProblem, theta: Tensor, covariance: bool = True) -
     if not covariance:
         return DualMoments(log_partition, mean, mean.new_empty(0), weight)
     x -= of_state
-    second = (weights * x).flatten(-2) @ x.flatten(-2).mT
-    return DualMoments(log_partition, mean, second / states, weight)
+    return DualMoments(log_partition, mean, _second_moments(weights, x) / states, weight)
+
+
+def _second_moments(weights: Tensor, x: Tensor) -> Tensor:
+    """``sum_bk q_bk x_bk x_bk^T [..., 1 + m, 1 + m]``, from ``weights [..., 1, B, K]``."""
+    if x.is_cuda:
+        return _summed_products(weights, x)
+    return (weights * x).flatten(-2) @ x.flatten(-2).mT
+
+
+def _summed_products(weights: Tensor, x: Tensor) -> Tensor:
+    """The second moments for a GPU, which would run a product with this few rows on one multiprocessor."""
+    return ((weights * x).unsqueeze(-3) * x.unsqueeze(-4)).sum((-2, -1))
 
 
 def assemble_terms(problem: DualProblem, moments: DualMoments, eta: Tensor, lam: Tensor) -> DualTerms:

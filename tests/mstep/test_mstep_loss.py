@@ -8,6 +8,7 @@ from scipy.optimize import brentq
 from tensordict import TensorDict
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import nn
+from torch._dynamo import lookup_backend
 from torch.distributions import MultivariateNormal, kl_divergence
 from torchrl.modules import ProbabilisticActor
 from torchrl.objectives import HardUpdate, SoftUpdate
@@ -456,6 +457,38 @@ def test_written_out_gradient_of_each_term(wanted, device):
         return sum(weight * term for weight, term in zip(wanted, terms[:4], strict=True))
 
     assert torch.autograd.gradcheck(weighted, (loc, factor), eps=1e-6, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore")  # what the compiler warns of lies in PyTorch
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_entropy_leaves_without_a_gradient(compiled):
+    """By a detach that the compiler sees: PyTorch 2.11 overlooks outputs marked inside an autograd function.
+
+    It took such an output for one with a gradient and failed: "element 4 of tensors does not require grad".
+    """
+    generator, eye, traced = torch.Generator().manual_seed(0), torch.eye(2).expand(4, 2, 2), []
+    old = OldPolicy.of(
+        torch.zeros(4, 2), eye, torch.randn(4, 3, 2, generator=generator), torch.full((4, 3), 1 / 3)
+    )
+
+    def terms_of(loc, scale_tril):
+        return tuple(decoupled_terms(old, loc, scale_tril))
+
+    def backend(graph, inputs):
+        traced.append(graph)
+        return lookup_backend("aot_eager")(graph, inputs)
+
+    function = torch.compile(terms_of, backend=backend, fullgraph=True) if compiled else terms_of
+    loc, scale_tril = (0.1 * torch.randn(4, 2, generator=generator)).requires_grad_(), eye.clone()
+    *means, entropy = function(loc, scale_tril.requires_grad_())
+    assert [mean.requires_grad for mean in means] == [True] * 4
+    assert (entropy.requires_grad, entropy.grad_fn) == (False, None)
+    for graph in traced:
+        (output,) = (node for node in graph.graph.nodes if node.op == "output")
+        assert output.args[0][-1].target == "detach"
+    sum(means).backward()
+    assert loc.grad.abs().sum() > 0
+    assert len(traced) == compiled
 
 
 def test_moments_are_kept_only_while_the_particles_stay_the_same():

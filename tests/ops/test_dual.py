@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from safe_components.ops import dual_problem, dual_terms, dual_value, dual_weight
+from safe_components.ops import dual, dual_problem, dual_terms, dual_value, dual_weight
 
 
 def example(m, lead=(), prior=False, seed=0):
@@ -97,6 +97,22 @@ def test_excluded_actions_have_no_weight_whatever_their_estimates():
     torch.testing.assert_close(terms.weight[:, keep], alone.weight)
     torch.testing.assert_close(terms.value, alone.value)
     torch.testing.assert_close(terms.hessian, alone.hessian)
+
+
+@pytest.mark.parametrize("lead", [(), (2, 3)])
+@pytest.mark.parametrize("m", [0, 1, 3])
+def test_second_moments_as_a_gpu_sums_them(m, lead, monkeypatch):
+    q_reward, q_cost, eta, lam, epsilon, limits, log_prior = example(m, lead=lead, prior=True)
+    problem = dual_problem(q_reward, q_cost, epsilon, limits, log_prior)
+    generator = torch.Generator().manual_seed(2)
+    weights = torch.rand(*lead, 1, 6, 5, generator=generator, dtype=torch.float64)
+    x = torch.randn(*lead, 1 + m, 6, 5, generator=generator, dtype=torch.float64)
+    expected = torch.einsum("...bk,...ibk,...jbk->...ij", weights.squeeze(-3), x, x)
+    torch.testing.assert_close(dual._second_moments(weights, x), expected)
+    torch.testing.assert_close(dual._summed_products(weights, x), expected)
+    hessian = dual_terms(problem, eta, lam).hessian
+    monkeypatch.setattr(dual, "_second_moments", dual._summed_products)
+    torch.testing.assert_close(dual_terms(problem, eta, lam).hessian, hessian)
 
 
 def test_weak_duality():

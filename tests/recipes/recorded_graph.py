@@ -9,14 +9,27 @@ def tensors(tree):
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
+# Every number or list of the host that becomes a tensor passes through the first; a number read, the second.
+REFUSED = {
+    torch.ops.aten.lift_fresh.default: "copies a number from the host",
+    torch.ops.aten._local_scalar_dense.default: "makes the host wait for a number",
+}
+
+
 class Recording(TorchDispatchMode):
-    """Keeps every operation with its operands and results; nothing recorded is ever freed or reused."""
+    """Keeps every operation with its operands and results; nothing recorded is ever freed or reused.
+
+    It refuses what a CUDA graph cannot hold. ``tensor[..., 0] = 1.0`` and ``torch.tensor(1.0)`` copy from the
+    host's memory; ``fill_``, ``full`` and ``tensor + 1.0`` hand the number to the kernel and are recorded.
+    """
 
     def __init__(self):
         super().__init__()
         self.operations = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in REFUSED:
+            raise RuntimeError(f"{func} {REFUSED[func]}, which a CUDA graph cannot record")
         out = func(*args, **(kwargs or {}))
         self.operations.append((func, args, kwargs or {}, out))
         return out

@@ -3,6 +3,7 @@
 import functools
 import gc
 import math
+from contextlib import nullcontext
 from unittest import mock
 
 import gymnasium
@@ -110,6 +111,26 @@ def test_the_stand_in_repeats_operations_and_no_python():
     # 2 * 1 and 2 * 2 are added while Python runs; from then on len(calls) stays 2.
     assert answers == [4.0, 12.0, 36.0, 76.0]
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("operation", "said"),
+    [
+        (lambda x: x.select(-1, 0).fill_(2.0), None),
+        (lambda x: torch.full_like(x, torch.inf) + x.new_zeros(()) + torch.where(x > 0, 0.0, x), None),
+        (lambda x: x[..., 0].copy_(x[..., 1]), None),
+        (lambda x: x.__setitem__((..., 0), 2.0), r"aten\.lift_fresh.*copies a number from the host"),
+        (lambda x: x.__setitem__((0, 0), torch.inf), "copies a number from the host"),
+        (lambda x: x.__setitem__(x > 0, 2.0), "copies a number from the host"),
+        (lambda x: x * torch.tensor([1.0, 2.0]), "copies a number from the host"),
+        (lambda x: x[[0, 1]], "copies a number from the host"),
+        (lambda x: x * float(x[0, 0]), r"aten\._local_scalar_dense.*makes the host wait"),
+    ],
+)
+def test_the_stand_in_refuses_what_a_graph_cannot_record(operation, said):
+    # Which of them a real graph refuses is asked below.
+    with nullcontext() if said is None else pytest.raises(RuntimeError, match=said), Recording():
+        operation(torch.ones(3, 2))
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=NAMES)
