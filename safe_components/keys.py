@@ -1,25 +1,45 @@
-"""Every TensorDict key the rooms share: shape, unit, who writes it, who reads it.
+"""Every TensorDict key that the parts share, with its shape, its unit, its writer and its readers.
 
-Shapes: ``B`` states of a batch, ``K`` particles (sampled actions) per state, ``o`` observation
-size, ``a`` action size, ``m`` cost signals. A component that needs other names takes them as
-arguments; these are the defaults everywhere.
+Shapes: ``B`` states or transitions of a batch, ``K`` particles (sampled actions) per state, ``o`` observation
+size, ``a`` action size, ``m`` cost signals. A collected batch has the shape ``[N, T]`` in place of ``[B]``:
+``N`` environments and ``T`` steps. A part that can use other names takes them as arguments, and these names
+are its defaults.
 
 | key | shape | unit | written by | read by |
 |---|---|---|---|---|
-| ``observation`` | [B, o] | - | environment | policy, critics |
+| ``observation`` | [B, o] | - | environment | policy, critics, particles, M-step, actor losses |
 | ``action`` | [B, a] | of the action space; may lie outside its bounds | policy | environment, critics |
-| ``loc``, ``scale_tril`` | [B, a], [B, a, a] | of the action | policy | particles, M-step |
-| ``("next", "reward")`` | [B, 1] | reward per step | environment | reward critic |
-| ``("next", "cost")`` | [B, m] | cost per step | environment | cost critic |
-| ``("next", "episode_reward")`` | [B, 1] | undiscounted sum so far | ``RewardSum`` | logging |
-| ``("next", "episode_cost")`` | [B, m] | undiscounted sum so far | ``RewardSum`` | logging, multipliers |
-| ``("particles", "action")`` | [B, K, a] | of the action | particles | critics, M-step |
-| ``("particles", "loc")`` | [B, a] | reference policy at the sampled states | particles | M-step |
+| ``loc`` | [B, a] | of the action, before squashing | policy | particles, M-step, SAC loss |
+| ``scale_tril`` | [B, a, a] | as ``loc``, Cholesky factor | Gaussian policy | particles, M-step |
+| ``scale`` | [B, a] | as ``loc``, standard deviation | squashed Gaussian policy | SAC loss |
+| ``("next", "observation")`` | [B, o] | - | environment | critics |
+| ``("next", "reward")`` | [B, 1] | reward per step | environment | evaluation, critics |
+| ``("next", "cost")`` | [B, m] | cost per step | environment | evaluation, critics |
+| ``("next", "terminated")`` | [B, 1] | bool: the task ended | environment | critics |
+| ``("next", "truncated")`` | [B, 1] | bool: the episode was cut off | environment | replay |
+| ``("next", "done")`` | [B, 1] | bool: either of these | environment | collector, replay, evaluation |
+| ``("next", "episode_reward")`` | [B, 1] | undiscounted sum so far | ``RewardSum`` | episode statistics |
+| ``("next", "episode_cost")`` | [B, m] | undiscounted sum so far | ``RewardSum`` | episode statistics |
+| ``steps_to_next_obs`` | [B] | steps | replay | critics |
+| ``index`` | [B] | position in the buffer | replay | prioritized replay |
+| ``_weight`` | [B] | importance weight; absent means 1 | prioritized replay | critics |
+| ``td_error`` | [B] | discounted reward and cost | critics | prioritized replay |
+| ``("particles", "action")`` | [B, K, a] | of the action | particles | M-step |
+| ``("particles", "loc")`` | [B, a] | of the action, reference policy | particles | M-step |
 | ``("particles", "scale_tril")`` | [B, a, a] | as above, Cholesky factor | particles | M-step |
 | ``("particles", "q_reward")`` | [B, K] | discounted reward | particles | E-step |
 | ``("particles", "q_cost")`` | [B, K, m] | discounted cost (Q units) | particles | E-step |
-| ``("particles", "log_prior")`` | [B, K] | log probability; absent means uniform | discrete policy | E-step |
-| ``("particles", "weight")`` | [B, K] | probability, rows sum to 1 | E-step | M-step |
+| ``("particles", "log_prior")`` | [B, K] | log-probability; absent means uniform | learner | E-step |
+| ``("particles", "weight")`` | [B, K] | probability; rows sum to 1 | E-step | M-step |
+
+The replay buffer forms n-step transitions with `n_step_transform`. It replaces ``("next", "reward")`` and
+``("next", "cost")`` by discounted sums over ``steps_to_next_obs`` steps. The next observation and the flags
+are then those at the end of these steps. The critics do not add the next value if ``terminated`` is set, but
+they add it after a truncation. The budget and the multipliers receive the ``episode_cost`` of finished
+episodes from the episode statistics. Only a learner over an enumerated set of actions writes ``log_prior``.
+
+A recipe may use further keys that no other file reads, such as ``logits`` in ``recipes/discrete_cvpo.py`` and
+the advantages in ``recipes/ppo_lag.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How an ensemble's estimates become one."""
+"""Reduce the estimates of an ensemble to one."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ Aggregate = Literal["min", "mean", "max", "conservative", "first"]
 
 
 def aggregate(q: Tensor, how: Aggregate, std_coef: float = 0.5) -> Tensor:
-    """Reduce an ensemble over its members, axis 0.
+    """Reduce an ensemble over its members ``e``, axis 0.
 
-    ``min_e q_e``, ``mean_e q_e``, ``max_e q_e``, ``q_0`` or, for ``"conservative"``,
-    ``mean_e q_e + std_coef * std_e q_e``, an upper confidence bound that suits costs.
+        min      min_e q_e                    conservative     mean_e q_e + k std_e q_e
+        mean     mean_e q_e                   first            q_0
+        max      max_e q_e
+
+    The conservative value is an upper confidence bound, which suits costs.
 
     Args:
         q: ``[E, ...]``, one estimate per member.
-        how: ``"min"`` (clipped double Q), ``"mean"``, ``"max"``, ``"conservative"`` or ``"first"`` (one
-            member alone, as TD3's actor takes it).
-        std_coef: ``k``, the weight of the members' standard deviation; read by ``"conservative"``
-            only. The deviation is the population's (divided by ``E``), so one member has none.
+        how: ``"min"`` (clipped double Q), ``"mean"``, ``"max"``, ``"conservative"`` or ``"first"`` (TD3's
+            actor follows one member alone).
+        std_coef: weight ``k`` of the members' standard deviation; only ``"conservative"`` reads it. The
+            deviation is that of the population (divided by ``E``), so it is 0 for one member.
 
     Returns:
         ``[...]``, in the unit of ``q``.
 
     Raises:
-        ValueError: if ``how`` is unknown, or ``q`` has no member to reduce.
+        ValueError: if ``how`` is unknown, or ``q`` has no member.
 
     Source: the conservative bound of CAL (Wu et al. 2024, arXiv 2401.14758), which uses ``k = 0.5``.
 
@@ -39,7 +42,7 @@ def aggregate(q: Tensor, how: Aggregate, std_coef: float = 0.5) -> Tensor:
         tensor([2.5000, 4.0000])
     """
     if q.ndim == 0 or q.shape[0] == 0:
-        raise ValueError(f"q needs a leading axis of at least one member, got shape {tuple(q.shape)}")
+        raise ValueError(f"q needs a leading axis with at least one member, got shape {tuple(q.shape)}")
     if how == "min":
         return q.amin(0)
     if how == "mean":

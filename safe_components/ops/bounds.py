@@ -1,4 +1,4 @@
-"""Bounds of actions and limits of costs, checked once for every part that takes them."""
+"""Checks of action bounds and of cost limits, shared by every part that takes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 def action_bounds(
     action_low: Sequence[float] | Tensor, action_high: Sequence[float] | Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return lower and upper action bounds ``[a]`` as tensors of the default dtype.
+    """Return the lower and upper action bounds as ``[a]`` tensors of the default dtype.
 
     Args:
         action_low: ``[a]``, lower bounds.
@@ -21,8 +21,8 @@ def action_bounds(
         Copies of both.
 
     Raises:
-        ValueError: unless both bounds are vectors of one size, finite, with ``low < high`` and a finite
-            difference.
+        ValueError: unless both bounds are vectors of the same size, at least 1, with ``low < high`` and a
+            finite ``high - low``.
 
     Example:
         >>> action_bounds([-1.0], [1.0])
@@ -33,7 +33,7 @@ def action_bounds(
     if low.ndim != 1 or low.shape != high.shape or low.numel() == 0:
         raise ValueError(
             f"action_low and action_high must both be [a] with a >= 1, got {tuple(low.shape)} and "
-            f"{tuple(high.shape)}; of batched environments pass the bounds of one"
+            f"{tuple(high.shape)}; for batched environments, pass the bounds of a single one"
         )
     if not bool(((low < high) & (high - low).isfinite()).all()):
         raise ValueError(
@@ -44,14 +44,17 @@ def action_bounds(
 
 
 def episode_limits(cost_limit: float | Sequence[float] | Tensor, name: str = "cost_limit") -> Tensor:
-    """Return limits on episode costs as ``[m]``, float64.
+    """Return limits on the cost of an episode as ``[m]``, float64.
 
     Args:
         cost_limit: one number, or one per cost signal, in cost per episode.
-        name: what the error message calls them.
+        name: name of the argument in error messages.
+
+    Returns:
+        A copy, on the device of ``cost_limit``.
 
     Raises:
-        ValueError: if a limit is negative or not finite.
+        ValueError: if a limit is negative or not finite, or the limits are not a vector.
 
     Example:
         >>> episode_limits(25.0)
@@ -68,16 +71,22 @@ def q_limits(cost_limits: float | Sequence[float] | Tensor, name: str = "cost_li
 
     Args:
         cost_limits: one number, or one per cost signal. A limit on an advantage may be negative.
-        name: what the error message calls them.
+        name: name of the argument in error messages.
+
+    Returns:
+        A copy, on the device of ``cost_limits``.
 
     Raises:
-        ValueError: if a limit is not finite.
+        ValueError: if a limit is not finite, or the limits are not a vector.
 
     Example:
         >>> q_limits([-0.5, 2.0])
         tensor([-0.5000,  2.0000], dtype=torch.float64)
     """
-    limits = torch.as_tensor(cost_limits, dtype=torch.float64).detach().clone().reshape(-1)
+    limits = torch.as_tensor(cost_limits, dtype=torch.float64).detach().clone()
+    if limits.ndim > 1:
+        raise ValueError(f"{name} must be [m], one limit per cost, got shape {tuple(limits.shape)}")
+    limits = limits.reshape(-1)
     if not bool(limits.isfinite().all()):
         raise ValueError(f"{name}={limits.tolist()} must be finite")
     return limits

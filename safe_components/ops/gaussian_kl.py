@@ -1,4 +1,4 @@
-"""The Kullback-Leibler divergence between Gaussians, split into what the mean and the covariance cause."""
+"""Kullback-Leibler divergence between Gaussians, split into the parts that mean and covariance cause."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ def gaussian_kl(
 ) -> tuple[Tensor, Tensor]:
     """Decoupled divergences of a Gaussian policy from an older one.
 
-    With ``S = L L^T`` the covariance and ``n`` the action size,
+    With the covariance ``Σ = L Lᵀ`` and the action size ``n``,
 
-        kl_mean = KL(N(loc_old, S_old) || N(loc, S_old))
-                = 1/2 (loc - loc_old)^T S_old^-1 (loc - loc_old)
-        kl_cov  = KL(N(loc_old, S_old) || N(loc_old, S))
-                = 1/2 [log |S| / |S_old| - n + tr(S^-1 S_old)]
+        kl_mean = KL(N(μ_old, Σ_old) ‖ N(μ, Σ_old)) = ½ (μ - μ_old)ᵀ Σ_old⁻¹ (μ - μ_old)
+        kl_cov  = KL(N(μ_old, Σ_old) ‖ N(μ_old, Σ)) = ½ [log |Σ| / |Σ_old| - n + tr(Σ⁻¹ Σ_old)]
 
-    Both are computed with triangular solves and log-diagonals; no determinant and no inverse is formed,
-    so badly conditioned covariances keep their digits.
+    Both are computed with triangular solves and log-diagonals. No determinant and no inverse is formed, so
+    badly conditioned covariances keep their digits.
 
     Args:
-        loc_old: ``[..., n]``, mean of the old policy, in the unit of the action.
-        scale_tril_old: ``[..., n, n]``, lower Cholesky factor of the old covariance, positive diagonal.
-        loc: ``[..., n]``, mean of the new policy.
-        scale_tril: ``[..., n, n]``, lower Cholesky factor of the new covariance, positive diagonal.
+        loc_old: ``μ_old [..., n]``, mean of the old policy, in the unit of the action.
+        scale_tril_old: ``L_old [..., n, n]``, lower Cholesky factor of the old covariance, positive diagonal.
+        loc: ``μ [..., n]``, mean of the new policy.
+        scale_tril: ``L [..., n, n]``, lower Cholesky factor of the new covariance, positive diagonal.
 
     Returns:
         ``(kl_mean, kl_cov)``, each ``[...]``, in nats. Differentiable with respect to all four arguments.
@@ -52,8 +50,8 @@ def gaussian_kl(
     whitened = torch.linalg.solve_triangular(scale_tril_old, shift, upper=False)
     kl_mean = 0.5 * whitened.square().sum((-2, -1))
 
-    # tr(S^-1 S_old) = |M|^2 with M = L^-1 L_old lower triangular. Summing, entry by entry of
-    # its diagonal, r^2 - 1 - log r^2 (each term >= 0) instead of three large numbers avoids cancellation.
+    # tr(Σ⁻¹ Σ_old) = |M|² with M = L⁻¹ L_old lower triangular. Three large numbers would cancel here, so
+    # r² - 1 - log r² is summed over the diagonal instead; each of these terms is at least 0.
     ratio = torch.linalg.solve_triangular(scale_tril, scale_tril_old, upper=False)
     log_diag = scale_tril_old.diagonal(dim1=-2, dim2=-1).log() - scale_tril.diagonal(dim1=-2, dim2=-1).log()
     diagonal = torch.expm1(2.0 * log_diag) - 2.0 * log_diag

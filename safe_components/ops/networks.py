@@ -1,4 +1,4 @@
-"""Calling networks with given parameters, and that of a TorchRL actor on tensors."""
+"""Call modules with other parameters than their own, and the network of a TorchRL actor on tensors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torchrl.modules import ProbabilisticActor
 
 
 def swapped(module: nn.Module, params: TensorDictBase | None) -> AbstractContextManager[Any]:
-    """A context in which ``module`` computes with ``params``; None leaves it those it has.
+    """Return a context in which ``module`` computes with ``params``; None keeps the module's own.
 
-    They are swapped in as they are: preserving the module's state would turn target buffers into parameters
-    that require gradients.
+    The tensors are swapped in as they are. Preserving the module's state would turn target buffers into
+    parameters that require gradients.
 
     Example:
         >>> import torch
@@ -30,9 +30,9 @@ def swapped(module: nn.Module, params: TensorDictBase | None) -> AbstractContext
 
 
 def single_network(policy: Any) -> TensorDictModule | None:
-    """The network of an actor that is ``[TensorDictModule(network), distribution]`` and nothing else.
+    """Return the network of an actor that consists of ``[TensorDictModule(network), distribution]``.
 
-    Other actors, and networks with a single output, give None.
+    The result is None for any other actor, and for a network with a single output.
 
     Example:
         >>> import torch
@@ -51,12 +51,14 @@ def single_network(policy: Any) -> TensorDictModule | None:
 def network_outputs(
     network: TensorDictModule, tensordict: TensorDictBase, params: TensorDictBase | None = None
 ) -> dict[NestedKey, Any]:
-    """What ``network`` would write, by key. The dictionaries in between would cost half of what it does.
+    """Return what ``network`` would write, by key.
+
+    A call on tensors skips the TensorDicts in between, which would cost half as much as the network itself.
 
     Args:
-        network: of an actor, from :func:`single_network`.
-        tensordict: what it reads.
-        params: the actor's parameters to use; None for those it has.
+        network: the network of an actor, from :func:`single_network`.
+        tensordict: holds the entries that the network reads.
+        params: parameters of the actor to use; None keeps its own.
 
     Example:
         >>> import torch

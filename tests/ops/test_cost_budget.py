@@ -1,3 +1,5 @@
+"""Conversion of a limit per episode to Q units, against the sum it stands for."""
+
 import pytest
 import torch
 
@@ -35,9 +37,9 @@ def test_gamma_one_does_not_alias_the_argument():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((-1.0, 0.9, 10), "cost_limit=-1.0"),
-        (([1.0, -1.0], 0.9, 10), "cost_limit"),
-        ((float("nan"), 0.9, 10), "cost_limit=nan"),
+        ((-1.0, 0.9, 10), r"cost_limit=\[-1\.0\] must be at least 0"),
+        (([1.0, -1.0], 0.9, 10), r"cost_limit=\[1\.0, -1\.0\]"),
+        ((float("nan"), 0.9, 10), r"cost_limit=\[nan\]"),
         ((1.0, 0.0, 10), "gamma=0.0"),
         ((1.0, 1.1, 10), "gamma=1.1"),
         ((1.0, float("nan"), 10), "gamma=nan"),

@@ -1,14 +1,15 @@
+"""The Gaussian divergence against torch.distributions and finite differences."""
+
 import pytest
 import torch
+from devices import DEVICES
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from safe_components.ops import gaussian_kl
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-
 
 def gaussians(n, condition, seed, device="cpu", dtype=torch.float64, batch=5):
-    """Two Gaussians a step; eigenvalues spread evenly in log over ``condition``."""
+    """Two Gaussians for each of ``batch`` states; eigenvalues spread evenly in log over ``condition``."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape):
@@ -42,8 +43,8 @@ def test_zero_at_equality_and_no_cancellation_next_to_it():
     assert kl_mean.abs().max() == 0
     # The factor's ratio with itself is the identity up to rounding times the factor's condition (1e3).
     assert kl_cov.abs().max() < 1e-12
-    # Sigma = exp(2 delta) Sigma_old: KL = n/2 (exp(-2 delta) - 1 + 2 delta), of order delta^2. Formed
-    # from log|.|, -n and the trace, three numbers of order n, its relative error would be 1e-4 here.
+    # Σ = exp(2δ) Σ_old has KL = n/2 (exp(-2δ) - 1 + 2δ), of order δ². Formed from log|.|, -n and the trace,
+    # three numbers of order n, it would have a relative error of 1e-4 here.
     delta = 1e-6
     _, kl_cov = gaussian_kl(loc, tril, loc, tril * torch.tensor(delta).double().exp())
     exact = 12 * delta**2 * (1 - 2 * delta / 3)
