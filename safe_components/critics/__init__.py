@@ -1,17 +1,25 @@
-"""Batched Q ensembles and their temporal-difference losses."""
+"""Batched Q ensembles, their temporal-difference loss, and the targets that the loss learns from."""
 
-from safe_components.critics.constrained import ConstrainedQEnsemble
-from safe_components.critics.constrained_td_loss import ConstrainedTDLoss
-from safe_components.critics.n_step import n_step_transform
+from safe_components.critics.constrained import ConstrainedQEnsemble, CriticPair
+from safe_components.critics.learner import CriticLearner
+from safe_components.critics.n_step import n_step_transform, n_step_transitions
 from safe_components.critics.q_ensemble import QEnsemble
 from safe_components.critics.target_smoothing import TargetSmoothing
-from safe_components.critics.td_loss import TDLoss
+from safe_components.critics.targets import Copy, Polyak
+from safe_components.critics.td_loss import COST_SIGNAL, REWARD_SIGNAL, Signal, TDLoss
 
 __all__ = [
+    "COST_SIGNAL",
+    "REWARD_SIGNAL",
     "ConstrainedQEnsemble",
-    "ConstrainedTDLoss",
+    "Copy",
+    "CriticLearner",
+    "CriticPair",
+    "Polyak",
     "QEnsemble",
+    "Signal",
     "TDLoss",
     "TargetSmoothing",
     "n_step_transform",
+    "n_step_transitions",
 ]

@@ -1,40 +1,63 @@
-"""Reward and cost critics as one ensemble, so that one product a layer serves both."""
+"""Critics of a constrained problem: one call returns the values of the reward and of the costs."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from safe_components.critics.q_ensemble import QEnsemble
 
 
-class ConstrainedQEnsemble(QEnsemble):
-    """The critics of a constrained problem: the first members score the reward, the others the ``m`` costs.
-
-    A call returns ``[E_r + E_c, ..., m]``. Of the reward's members only the first output means anything;
-    `split` leaves the others out, and `ConstrainedTDLoss` never trains them. The members are as independent
-    as those of two ensembles; they only share the products, one a layer in place of two.
+class CriticPair(nn.Module):
+    """A reward critic and a cost critic as one: ``(s, a) ↦ (Q_r(s, a), Q_c(s, a))``.
 
     Args:
-        obs_dim: ``o``.
-        action_dim: ``a``.
-        num_reward_members: ``E_r``, at least 1.
-        num_cost_members: ``E_c``, at least 1.
-        num_costs: ``m``, at least 1.
-        kwargs: further arguments of `QEnsemble`.
+        reward: module ``(observation [..., o], action [..., (K,) a]) -> [E_r, ..., (K,) 1]``.
+        cost: module with the same arguments ``-> [E_c, ..., (K,) m]``.
+
+    Example:
+        >>> import torch
+        >>> critic = CriticPair(QEnsemble(3, 2, num_members=2), QEnsemble(3, 2, num_members=1, num_outputs=4))
+        >>> q_reward, q_cost = critic(torch.randn(5, 3), torch.randn(5, 64, 2))
+        >>> q_reward.shape, q_cost.shape
+        (torch.Size([2, 5, 64, 1]), torch.Size([1, 5, 64, 4]))
+    """
+
+    def __init__(self, reward: nn.Module, cost: nn.Module) -> None:
+        super().__init__()
+        self.reward, self.cost = reward, cost
+
+    def forward(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``q_reward [E_r, ..., (K,) 1]`` and ``q_cost [E_c, ..., (K,) m]``."""
+        return self.reward(observation, action), self.cost(observation, action)
+
+
+class ConstrainedQEnsemble(nn.Module):
+    """A `CriticPair` of two `QEnsemble`, computed as one ensemble with one batched product per layer.
+
+    The first ``E_r`` members of the ensemble score the reward, the others the ``m`` costs. All members have
+    ``max(m, 1)`` outputs, and a reward member uses only its first one. Unused outputs contribute neither
+    error nor gradient, because the call slices them off.
+
+    Args:
+        obs_dim: size ``o`` of an observation.
+        action_dim: size ``a`` of an action.
+        num_reward_members: number ``E_r`` of members for the reward, at least 1.
+        num_cost_members: number ``E_c`` of members for the costs, at least 1.
+        num_costs: number ``m`` of costs. With 0 costs no cost member is made, and ``q_cost`` has no elements.
+        options: further arguments of `QEnsemble`.
 
     Raises:
-        ValueError: if a size is below 1, or the bounds do not match.
+        ValueError: if a size is too small, or the bounds do not match.
 
     Example:
         >>> import torch
         >>> critic = ConstrainedQEnsemble(3, 2, num_reward_members=2, num_cost_members=1, num_costs=4)
-        >>> reward, cost = critic.split(critic(torch.randn(5, 3), torch.randn(5, 64, 2)))
-        >>> reward.shape, cost.shape
+        >>> q_reward, q_cost = critic(torch.randn(5, 3), torch.randn(5, 64, 2))
+        >>> q_reward.shape, q_cost.shape
         (torch.Size([2, 5, 64, 1]), torch.Size([1, 5, 64, 4]))
-        >>> critic.reward()(torch.randn(5, 3), torch.randn(5, 2)).shape  # those members alone
-        torch.Size([2, 5, 1])
     """
 
     def __init__(
@@ -44,47 +67,24 @@ class ConstrainedQEnsemble(QEnsemble):
         num_reward_members: int,
         num_cost_members: int,
         num_costs: int = 1,
-        **kwargs: Any,
+        **options: Any,
     ) -> None:
-        for name, size in (
-            ("num_reward_members", num_reward_members),
-            ("num_cost_members", num_cost_members),
-        ):
-            if size < 1:
-                raise ValueError(f"{name}={size} must be at least 1")
-        super().__init__(obs_dim, action_dim, num_reward_members + num_cost_members, num_costs, **kwargs)
-        self.num_reward_members = num_reward_members
-
-    def split(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """``[E_r, ..., 1]`` and ``[E_c, ..., m]`` of what a call returned."""
-        return value[: self.num_reward_members, ..., :1], value[self.num_reward_members :]
-
-    def join(self, reward: Tensor, cost: Tensor, value: Tensor) -> Tensor:
-        """``[..., 1]`` and ``[..., m]`` in the shape of ``value``, which a call returned.
-
-        Outputs that mean nothing are those of ``value``: as a target they give no error and no gradient.
-        """
-        joined = value.detach().clone()
-        joined[: self.num_reward_members, ..., :1] = reward
-        joined[self.num_reward_members :] = cost
-        return joined
-
-    def reward(self) -> nn.Module:
-        """The reward's members as a critic of its own, on the same parameters: ``[E_r, ..., (K,) 1]``."""
-        return _Members(self, slice(0, self.num_reward_members), 1)
-
-    def cost(self) -> nn.Module:
-        """The costs' members likewise: ``[E_c, ..., (K,) m]``."""
-        return _Members(self, slice(self.num_reward_members, None), self.num_outputs)
-
-
-class _Members(nn.Module):
-    """Some members of an ensemble."""
-
-    def __init__(self, ensemble: QEnsemble, members: slice, num_outputs: int) -> None:
         super().__init__()
-        self.ensemble, self._members, self._num_outputs = ensemble, members, num_outputs
+        least = {"num_reward_members": 1, "num_cost_members": 1, "num_costs": 0}
+        for (name, minimum), size in zip(
+            least.items(), (num_reward_members, num_cost_members, num_costs), strict=True
+        ):
+            if size < minimum:
+                raise ValueError(f"{name}={size} must be at least {minimum}")
+        self.num_reward_members, self.num_cost_members = num_reward_members, num_cost_members
+        self.num_costs = num_costs
+        members = num_reward_members + (num_cost_members if num_costs else 0)
+        self.ensemble = QEnsemble(obs_dim, action_dim, members, max(num_costs, 1), **options)
 
-    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
-        value: Tensor = self.ensemble(observation, action, self._members)
-        return value[..., : self._num_outputs]
+    def forward(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ``q_reward [E_r, ..., (K,) 1]`` and ``q_cost [E_c, ..., (K,) m]``."""
+        value: Tensor = self.ensemble(observation, action)
+        if not self.num_costs:
+            return value, value.new_empty(self.num_cost_members, *value.shape[1:-1], 0)
+        q_reward, q_cost = torch.split(value, [self.num_reward_members, self.num_cost_members])
+        return q_reward[..., :1], q_cost

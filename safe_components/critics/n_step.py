@@ -1,10 +1,13 @@
-"""n-step returns of reward and cost inside a replay buffer."""
+"""n-step returns of reward and cost."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from tensordict import TensorDictBase
 from torchrl.envs.transforms import MultiStepTransform
+
+from safe_components import keys
 
 
 def n_step_transform(
@@ -12,14 +15,14 @@ def n_step_transform(
 ) -> MultiStepTransform:
     """TorchRL's `MultiStepTransform`, set up so that costs are summed and terminations are kept.
 
-        r_t <- sum_{j < n'} γ^j r_{t+j},   s'_t <- s_{t+n'},   flags_t <- flags_{t+n'-1},
+        r_t ← Σ_{j < n'} γʲ r_{t+j},   s'_t ← s_{t+n'},   flags_t ← flags_{t+n'-1},
         n' = min(n_steps, steps to the end of the episode)
 
-    Left to its defaults the transform sums the reward only, and leaves ``terminated`` at step ``t`` where the
+    By default the transform sums only the reward. It also leaves ``terminated`` at step ``t``, although the
     next observation comes from step ``t + n'``: a window that runs into a terminal state would then be
     bootstrapped from it. Pass the result as ``transform`` of a replay buffer whose last storage dimension
-    is time; the last ``n_steps`` steps wait there for the steps that complete them. `TDLoss` reads the
-    ``steps_to_next_obs`` written beside and discounts by ``γ^n'``.
+    is time. The last ``n_steps`` steps wait there for the steps that complete them. `TDLoss` reads the
+    ``steps_to_next_obs`` that is written beside the sums, and discounts by ``γ^n'``.
 
     Args:
         n_steps: window, at least 1.
@@ -52,3 +55,53 @@ def n_step_transform(
     if not 0.0 < gamma <= 1.0:
         raise ValueError(f"gamma={gamma} must lie in (0, 1]")
     return MultiStepTransform(n_steps, gamma, reward_keys=list(reward_keys), done_keys=[])
+
+
+def n_step_transitions(
+    n_steps: int, gamma: float, *, reward_keys: Sequence[str] = ("reward", "cost")
+) -> Callable[[TensorDictBase], TensorDictBase | None]:
+    """Return a function from consecutive steps ``[N, T]`` to `n_step_transform`'s transitions ``[n]``.
+
+    The function keeps the last ``n_steps`` steps of each of the ``N`` environments until later steps complete
+    them. All calls together give each transition once, as one long batch would, whatever ``T`` is. While no
+    step is complete, because ``T`` has not yet exceeded ``n_steps`` in total, the function returns None.
+
+    A transition holds only what critics and policies read, because a replay buffer gathers every entry with
+    every batch: ``observation``, ``action``, the next observation, ``terminated``, the sums and
+    ``steps_to_next_obs``.
+
+    Args:
+        n_steps: window, at least 1.
+        gamma: discount, in ``(0, 1]``; the same as in `TDLoss`.
+        reward_keys: entries under ``"next"`` that are summed, each ``[N, T, m]``.
+
+    Returns:
+        The function. Its argument needs the entries above and ``("next", "done")``.
+
+    Raises:
+        ValueError: if ``n_steps`` or ``gamma`` is out of range.
+
+    Example:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> transitions_of = n_step_transitions(2, 0.5, reward_keys=["reward"])
+        >>> flag = torch.zeros(3, 2, 1, dtype=torch.bool)  # N = 3 environments, T = 2 steps
+        >>> number = torch.ones(3, 2, 1)
+        >>> step = TensorDict(
+        ...     observation=number, reward=number, done=flag, terminated=flag, batch_size=[3, 2]
+        ... )
+        >>> steps = TensorDict(observation=number, action=number, next=step, batch_size=[3, 2])
+        >>> print(transitions_of(steps))  # both steps of each environment wait
+        None
+        >>> transitions_of(steps)["next", "reward"].flatten()
+        tensor([1.5000, 1.5000, 1.5000, 1.5000, 1.5000, 1.5000])
+    """
+    transform = n_step_transform(n_steps, gamma, reward_keys=reward_keys)
+    sums = [("next", key) for key in reward_keys]
+    kept = [keys.OBSERVATION, keys.ACTION, keys.NEXT_OBSERVATION, *sums, keys.TERMINATED, "steps_to_next_obs"]
+
+    def transitions(steps: TensorDictBase) -> TensorDictBase | None:
+        complete = transform.inv(steps.clone())  # the caller may reuse the memory of steps that wait here
+        return None if complete is None else complete.select(*kept).reshape(-1)
+
+    return transitions

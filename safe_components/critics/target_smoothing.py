@@ -7,22 +7,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from safe_components.ops import action_bounds
+
 
 class TargetSmoothing(nn.Module):
     """``a' = clip(a + h clip(std ξ, -noise_clip, noise_clip), low, high)``, ``ξ ~ N(0, I)``.
 
-    ``h [a]`` is the half-range of each action.
-    Averages the target over actions near the target policy's, so that a peak of the critic at a single
-    action is not copied into the policy. Give it to ``TDLoss(smooth_action=...)``.
+    ``h [a]`` is the half-range of each action. The noise averages the target over actions near the target
+    policy's, so that a peak of the critic at a single action is not copied into the policy. Pass an instance
+    as ``TDLoss(smooth_action=...)``.
 
     Args:
         action_low: ``[a]``, finite lower bounds.
         action_high: ``[a]``, finite upper bounds.
         std: standard deviation of the noise, as a share of half the action range.
-        noise_clip: largest noise, as a share of half the action range.
+        noise_clip: largest magnitude of the noise, as a share of half the action range.
 
     Raises:
-        ValueError: if a bound is infinite or mismatched, or not ``std >= 0`` and ``noise_clip >= 0``.
+        ValueError: if the bounds are invalid, ``std`` is negative or infinite, or ``noise_clip`` is negative.
 
     Source: Fujimoto et al. 2018 (arXiv 1802.09477), eq. 14, with its 0.2 and 0.5 on ranges of [-1, 1].
 
@@ -47,17 +49,7 @@ class TargetSmoothing(nn.Module):
         noise_clip: float = 0.5,
     ) -> None:
         super().__init__()
-        dtype = torch.get_default_dtype()
-        low, high = (torch.as_tensor(b, dtype=dtype).clone() for b in (action_low, action_high))
-        if (
-            low.ndim != 1
-            or low.shape != high.shape
-            or not bool((low < high).all() and (high - low).isfinite().all())
-        ):
-            raise ValueError(
-                f"action_low and action_high must both be [a], finite, low < high; got {low.tolist()} "
-                f"and {high.tolist()}"
-            )
+        low, high = action_bounds(action_low, action_high)
         if not (0.0 <= std < float("inf") and noise_clip >= 0.0):
             raise ValueError(f"std={std} and noise_clip={noise_clip} must be at least 0 and std finite")
         self.std, self.noise_clip = std, noise_clip

@@ -1,8 +1,8 @@
-"""The temporal-difference loss of a Q ensemble, for rewards and for any number of costs."""
+"""The temporal-difference loss of a critic, for a reward, costs, or both at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,57 +19,100 @@ from safe_components import keys
 from safe_components.ops import Aggregate, aggregate, network_outputs, single_network, swapped
 
 
-class TDLoss(LossModule):
-    """Squared temporal-difference error of an ensemble ``Q_e`` against its target network ``Q'_e``.
+@dataclass(frozen=True)
+class Signal:
+    """A quantity ``s`` that a critic learns with ``n_s`` outputs, and how its targets are formed.
 
-        min_Q  sum_e sum_i mean_b d(Q_e(s_b, a_b)_i, y_b,i)                    d(q, y) = (q - y)^2
-        y = r + γ^n (1 - terminated) mean_j [ agg_e Q'_e(s', a'_j) ],          a'_j ~ policy(s')
+    Args:
+        key: entry learned, ``[B, n_s]``: `keys.REWARD`, `keys.COST` or another one. Its last part names the
+            signal.
+        aggregate: how the target members become one, see :func:`~safe_components.ops.aggregate`. Pessimism
+            is ``"min"`` for a reward, ``"max"`` or ``"conservative"`` for a cost.
+        std_coef: weight of the standard deviation in ``"conservative"``.
+        bootstrap_terminal: True adds the next value after termination as well. CVPO's authors do so for the
+            cost, so that ending an episode early does not look safe.
+        soft: True subtracts ``α log π`` from the next value, where the loss has an ``entropy_coef``.
 
-    over members ``e``, outputs ``i`` (one for the reward, ``m`` for the costs) and transitions ``b``.
-    ``y`` carries no gradient. The value after a *truncated* step is bootstrapped, since the task would
-    have gone on; after a *terminated* one it is zero. ``n`` is 1, or the entry ``steps_to_next_obs`` that
-    multi-step transforms write beside the summed rewards; use the same ``gamma`` there
-    (`n_step_transform` does all of it).
+    Raises:
+        ValueError: if ``aggregate`` is unknown or ``std_coef`` is negative.
 
-    The next actions are drawn from the policy's distribution, whatever the exploration mode; a policy
-    without one (a deterministic actor) is simply called. The policy's parameters belong to the caller: they
-    are neither registered here nor moved by ``.to``.
+    Example:
+        >>> Signal(keys.COST, aggregate="conservative", std_coef=1.0).name
+        'cost'
+    """
 
-    Reads ``observation``, ``action``, ``("next", "observation")``, ``("next", reward)``, ``("next",
-    "terminated")``, optionally ``steps_to_next_obs [B]`` and the importance weights ``_weight [B]`` of a
-    prioritized buffer (means over ``b`` then weigh them). Writes ``td_error [B]``, the priority
-    ``mean_{e,i} |Q - y|``, into its input. The keys can be renamed with ``set_keys``.
+    key: NestedKey
+    aggregate: Aggregate = "min"
+    std_coef: float = 0.5
+    bootstrap_terminal: bool = False
+    soft: bool = False
 
-    Returns a TensorDict without batch size:
+    def __post_init__(self) -> None:
+        aggregate(torch.zeros(2, 1), self.aggregate, self.std_coef)  # raises on an unknown name
+        if self.std_coef < 0.0:
+            raise ValueError(f"std_coef={self.std_coef} must be at least 0")
+
+    @property
+    def name(self) -> str:
+        """The last part of ``key``."""
+        return self.key if isinstance(self.key, str) else str(self.key[-1])
+
+
+REWARD_SIGNAL = Signal(keys.REWARD, soft=True)
+"""The reward with the minimum over members (clipped double Q), and with the entropy if a loss asks for it."""
+
+COST_SIGNAL = Signal(keys.COST, aggregate="mean")
+"""The costs with the mean over members."""
+
+
+class TDLoss(LossModule):  # type: ignore[misc]  # TorchRL has no types
+    """Squared temporal-difference error of ensembles ``Q_s,e`` against their target networks ``Q'_s,e``.
+
+        min_Q  Σ_s Σ_e Σ_i mean_b d(Q_s,e(s_b, a_b)_i, y_s,b,i)                           d(q, y) = (q - y)²
+        y_s = r_s + γⁿ (1 - terminated) mean_j [ agg_e Q'_s,e(s', a'_j) - α log π(a'_j|s') ],     a'_j ~ π(s')
+
+    The sums run over signals ``s``, their members ``e`` and outputs ``i`` (one for the reward, ``m`` for the
+    costs); ``b`` counts transitions. ``y`` carries no gradient, and only soft signals have the term with
+    ``α``. All signals share the next actions and one pass through each network. The value after a *truncated*
+    step is bootstrapped, since the task would have gone on; after a *terminated* step it is zero. ``n`` is 1,
+    or the entry ``steps_to_next_obs`` that multi-step transforms write beside the summed rewards. They must
+    use the same ``gamma`` (`n_step_transform` sets up all of it).
+
+    The next actions are drawn from the policy's distribution, whatever the exploration mode. A policy
+    without a distribution (a deterministic actor) is simply called. The policy's parameters belong to the
+    caller: they are neither registered here nor moved by ``.to``.
+
+    The loss reads ``observation``, ``action``, ``("next", "observation")``, ``("next", "terminated")`` and
+    each signal's key. It also reads ``steps_to_next_obs [B]`` and the importance weights ``_weight [B]`` of a
+    prioritized buffer, if they are there; with ``_weight``, the mean over ``b`` is weighted. It writes the
+    priority ``td_error [B]`` into its input, the mean of ``|Q - y|`` over all members and outputs.
+    ``set_keys`` renames all of these but the signals' keys.
+
+    The result is a TensorDict without batch size. ``N`` is the number of outputs of all signals together:
 
     | entry | shape | |
     |---|---|---|
-    | ``loss_q`` | [] | to be minimised |
-    | ``td_error`` | [num_outputs] | mean absolute error, detached |
-    | ``q_mean`` | [num_outputs] | mean value of the batch's actions, detached |
-    | ``target_mean`` | [num_outputs] | mean target, detached |
+    | ``loss_q`` | [] | to be minimized |
+    | ``loss_q_reward``, ``loss_q_cost`` (``loss_q_`` and a signal's name) | [] | its parts, detached |
+    | ``td_error`` | [N] | mean absolute error of each output, detached |
+    | ``q_mean`` | [N] | mean value of the batch's actions, detached |
+    | ``target_mean`` | [N] | mean target, detached |
 
     Args:
-        critic: module ``(observation [B, o], action [B, (K,) a]) -> [E, B, (K,) num_outputs]``, as
-            `QEnsemble`.
+        critic: module ``(observation [B, o], action [B, (K,) a])`` that returns one tensor
+            ``[E, B, (K,) n_s]`` per signal, such as `ConstrainedQEnsemble`. For one signal it may return the
+            tensor itself, as `QEnsemble` does.
         policy: TensorDict module that acts in the next state.
-        reward_key: entry learnt, ``[B, num_outputs]``: ``keys.REWARD``, ``keys.COST`` or another signal.
-        gamma: discount, in ``[0, 1]``.
-        aggregate: how the target members become one: ``"min"``, ``"mean"``, ``"max"``, ``"conservative"``
-            (mean + ``std_coef`` standard deviations). Pessimism is ``"min"`` for rewards and
-            ``"max"`` or ``"conservative"`` for costs.
-        std_coef: see ``aggregate``.
-        bootstrap_terminal: True adds the next value after termination as well (``1 - terminated``
-            becomes 1), as CVPO's authors do for the cost, so that ending an episode early does not look safe.
+        signals: what the critic's tensors estimate, in their order. One signal may be given alone.
+        gamma: discount ``γ``, in ``[0, 1]``.
         num_action_samples: next actions per state, at least 1.
-        policy_params: parameters that act in the next state in place of the policy's own, for instance
-            an M-step's ``target_policy_params``; or a function returning them, where the loss that holds
-            them is made later.
-        entropy_coef: ``α``, or a function returning it, of the soft target
-            ``agg Q' - α log π(a'|s')``; 0 for none.
+        policy_params: parameters that act in the next state in place of the policy's own, such as another
+            loss's ``target_policy_params``.
+        entropy_coef: ``α`` of the soft signals, or a function that returns its present value; 0 for no
+            entropy.
         loss_function: ``d``: ``"l2"`` (no factor ½), ``"l1"`` or ``"smooth_l1"`` (Huber, ``δ = 1``).
-        smooth_action: function ``[B, a] -> [B, a]`` applied to the next action, as `TargetSmoothing`; not
-            together with ``entropy_coef``, whose ``log π`` is that of the policy's own action.
+        smooth_action: function ``[B, a] -> [B, a]`` applied to the next action, such as `TargetSmoothing`.
+            It excludes ``entropy_coef``, whose ``log π`` is that of the policy's own action.
 
     Raises:
         ValueError: if a setting is out of range; in ``forward``, if the shapes do not fit together.
@@ -81,34 +124,29 @@ class TDLoss(LossModule):
     Example:
         >>> import torch
         >>> from tensordict import TensorDict
-        >>> from torchrl.objectives import SoftUpdate
-        >>> from tensordict.nn import TensorDictModule
-        >>> from safe_components.critics import QEnsemble
-        >>> _ = torch.manual_seed(0)
-        >>> actor = TensorDictModule(torch.nn.Linear(3, 2), ["observation"], ["action"])
-        >>> loss = TDLoss(QEnsemble(3, 2, num_members=2, hidden_sizes=(8,)), actor)
-        >>> target_updater = SoftUpdate(loss, tau=0.005)
-        >>> batch = TensorDict(
+        >>> from torchrl.modules import Actor
+        >>> from safe_components.critics import ConstrainedQEnsemble, Polyak, QEnsemble
+        >>> policy = Actor(torch.nn.Linear(3, 2))
+        >>> loss = TDLoss(ConstrainedQEnsemble(3, 2, num_reward_members=2, num_cost_members=1), policy)
+        >>> target = Polyak(loss, eps=0.995)
+        >>> following = TensorDict(
         ...     observation=torch.randn(4, 3),
-        ...     action=torch.randn(4, 2),
-        ...     next=TensorDict(
-        ...         observation=torch.randn(4, 3),
-        ...         reward=torch.ones(4, 1),
-        ...         terminated=torch.ones(4, 1, dtype=torch.bool),
-        ...         batch_size=4,
-        ...     ),
+        ...     reward=torch.ones(4, 1),
+        ...     cost=torch.full((4, 1), 2.0),
+        ...     terminated=torch.ones(4, 1, dtype=torch.bool),
         ...     batch_size=4,
         ... )
-        >>> out = loss(batch)
-        >>> out["target_mean"]  # terminated: nothing but the reward
-        tensor([1.])
+        >>> observation, action = torch.randn(4, 3), torch.randn(4, 2)
+        >>> batch = TensorDict(observation=observation, action=action, next=following, batch_size=4)
+        >>> loss(batch)["target_mean"]  # terminated: reward and cost alone
+        tensor([1., 2.])
+        >>> cost_loss = TDLoss(QEnsemble(3, 2, num_members=1), policy, COST_SIGNAL)  # one signal
     """
 
     @dataclass
     class _AcceptedKeys:
         observation: NestedKey = keys.OBSERVATION
         action: NestedKey = keys.ACTION
-        reward: NestedKey = keys.REWARD
         terminated: NestedKey = keys.TERMINATED
         steps_to_next_obs: NestedKey = "steps_to_next_obs"
         priority: NestedKey = "td_error"
@@ -124,20 +162,20 @@ class TDLoss(LossModule):
         self,
         critic: nn.Module,
         policy: nn.Module,
+        signals: Signal | Sequence[Signal] = (REWARD_SIGNAL, COST_SIGNAL),
         *,
-        reward_key: NestedKey = keys.REWARD,
         gamma: float = 0.99,
-        aggregate: Aggregate = "min",
-        std_coef: float = 0.5,
-        bootstrap_terminal: bool = False,
         num_action_samples: int = 1,
-        policy_params: TensorDictBase | TensorDictParams | Callable[[], TensorDictBase] | None = None,
+        policy_params: TensorDictBase | None = None,
         entropy_coef: float | Callable[[], Tensor] = 0.0,
         loss_function: str = "l2",
         smooth_action: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.set_keys(reward=reward_key)
+        self.signals = (signals,) if isinstance(signals, Signal) else tuple(signals)
+        names = [signal.name for signal in self.signals]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"signals must be at least one, each with a name of its own, got {names}")
         if not 0.0 <= gamma <= 1.0:
             raise ValueError(f"gamma={gamma} must lie in [0, 1]")
         if num_action_samples < 1:
@@ -155,16 +193,17 @@ class TDLoss(LossModule):
             raise ValueError(
                 "smooth_action changes the action whose log π entropy_coef weighs: use one of them"
             )
-        self.gamma, self.aggregate, self.std_coef = gamma, aggregate, std_coef
-        self.bootstrap_terminal, self.num_action_samples = bootstrap_terminal, num_action_samples
+        if self._soft and not any(signal.soft for signal in self.signals):
+            raise ValueError(f"entropy_coef needs a signal with soft=True, got {names}")
+        self.gamma, self.num_action_samples = gamma, num_action_samples
         self.entropy_coef, self.loss_function = entropy_coef, loss_function
         self.convert_to_functional(critic, "critic", create_target_params=True)
-        # Kept out of the module tree, so that an optimiser of this loss moves the critic only.
+        # Kept out of the module tree, so that an optimizer of this loss moves only the critic.
         self.__dict__["policy"] = policy
         self.__dict__["_network"] = single_network(policy)
         self.__dict__["policy_params"] = policy_params
         self.__dict__["smooth_action"] = smooth_action
-        _check_aggregate(aggregate, std_coef)
+        self.out_keys = ["loss_q", *(f"loss_q_{name}" for name in names), "td_error", "q_mean", "target_mean"]
 
     @property
     def in_keys(self) -> list[NestedKey]:
@@ -174,105 +213,101 @@ class TDLoss(LossModule):
         following += [
             k for k in (unravel_key(("next", k)) for k in self.policy.in_keys) if k not in following
         ]
-        return [names.observation, names.action, *following, names.reward, names.terminated]
-
-    @property
-    def out_keys(self) -> list[NestedKey]:
-        """Entries returned."""
-        return ["loss_q", "td_error", "q_mean", "target_mean"]
+        return [
+            names.observation,
+            names.action,
+            *following,
+            *(signal.key for signal in self.signals),
+            names.terminated,
+        ]
 
     def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
         """No value estimator: the targets are computed here."""
 
-    @dispatch
+    @dispatch  # type: ignore[untyped-decorator]  # TensorDict has no types
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Compute the loss of a batch; see the class for the entries read and returned."""
         names = self.tensor_keys
         with swapped(self.critic, self.critic_params):
-            q = self.critic(tensordict[names.observation], tensordict[names.action])
-        target = self.target(tensordict)
-        if q.shape[1:] != target.shape:
-            raise ValueError(
-                f"the critic's values {tuple(q.shape[1:])} and the targets {tuple(target.shape)} differ: "
-                f"entry {names.reward!r} needs one column per critic output (num_outputs)"
-            )
-        loss = self._mean_distance(tensordict, q, target.expand_as(q))
-        deviation = (q.detach() - target).abs()
-        tensordict.set(names.priority, deviation.mean((0, -1)))
+            values = self._values(tensordict[names.observation], tensordict[names.action])
+        targets = self.targets(tensordict)
+        losses = [self._mean_distance(tensordict, *pair) for pair in zip(values, targets, strict=True)]
+        values = [q.detach() for q in values]
+        errors = [(q - y).abs() for q, y in zip(values, targets, strict=True)]
+        priority = torch.stack([error.sum((0, -1)) for error in errors]).sum(0)
+        tensordict.set(names.priority, priority / sum(len(q) * q.shape[-1] for q in values))
+        parts = {
+            f"loss_q_{signal.name}": loss.detach() for signal, loss in zip(self.signals, losses, strict=True)
+        }
         return TensorDict(
             {
-                "loss_q": loss.sum(),
-                "td_error": deviation.flatten(0, -2).mean(0),
-                "q_mean": q.detach().flatten(0, -2).mean(0),
-                "target_mean": target.flatten(0, -2).mean(0),
+                "loss_q": torch.stack(losses).sum(),
+                **parts,
+                "td_error": _means(errors),
+                "q_mean": _means(values),
+                "target_mean": _means(y.unsqueeze(0) for y in targets),
             },
             [],
         )
 
     @torch.no_grad()
-    def target(self, tensordict: TensorDictBase) -> Tensor:
-        """``y [..., num_outputs]`` of a batch, in the unit of the reward, discounted."""
-        q, log_prob = self._next_q(tensordict["next"])
-        value = aggregate(q, self.aggregate, self.std_coef)
-        value = self._soften(value, log_prob)
-        return self._backup(tensordict, self.tensor_keys.reward, value, self.bootstrap_terminal)
-
-    def _mean_distance(self, tensordict: TensorDictBase, q: Tensor, target: Tensor) -> Tensor:
-        """``mean_b d(q, y)``, weighted where the batch says so: ``[E, num_outputs]``."""
-        error = distance_loss(q, target, self.loss_function)
-        weight = tensordict.get(self.tensor_keys.priority_weight, None)
-        if weight is None:
-            return error.flatten(1, -2).mean(1)
-        weight = weight.reshape(*error.shape[1:-1], 1)
-        return (weight * error).flatten(1, -2).sum(1) / weight.sum()
-
-    def _backup(
-        self,
-        tensordict: TensorDictBase,
-        reward_key: NestedKey,
-        value: Tensor,
-        bootstrap_terminal: bool,
-    ) -> Tensor:
-        """``r + γ^n (1 - terminated) value``, for ``num_action_samples`` values a state their mean."""
-        names, reward = self.tensor_keys, tensordict[reward_key]
-        value = value.mean(-2) if self.num_action_samples > 1 else value
-        if reward.shape != value.shape:
-            raise ValueError(
-                f"entry {reward_key!r} of shape {tuple(reward.shape)} does not fit the critic's next "
-                f"values {tuple(value.shape)}: one column per critic output (num_outputs) is needed"
-            )
-        steps = tensordict.get(names.steps_to_next_obs, None)
-        if steps is None:
-            discount: float | Tensor = self.gamma
-        else:
-            discount = torch.pow(self.gamma, steps.to(reward.dtype)).reshape(*reward.shape[:-1], 1)
-        if not bootstrap_terminal:
-            # Selected, not multiplied: what follows a terminal state may be undefined.
-            terminated = tensordict[names.terminated]
-            value = torch.where(terminated.reshape(*reward.shape[:-1], 1), 0.0, value)
-        return reward + discount * value
-
-    def _soften(self, value: Tensor, log_prob: Tensor | None) -> Tensor:
-        """``value - α log π``, if asked for."""
-        if log_prob is None:
-            return value
-        coef = self.entropy_coef() if callable(self.entropy_coef) else self.entropy_coef
-        return value - coef * log_prob.unsqueeze(-1)
-
-    def _next_q(self, following: TensorDictBase) -> tuple[Tensor, Tensor | None]:
-        """``Q'_e(s', a'_j) [E, ..., (K,) num_outputs]``, and ``log π(a'_j|s')`` for a soft target."""
+    def targets(self, tensordict: TensorDictBase) -> list[Tensor]:
+        """Return ``y_s [..., n_s]`` of each signal, discounted, in the unit of its entry."""
+        names, following = self.tensor_keys, tensordict["next"]
         action, log_prob = self._next_action(following)
         if self.smooth_action is not None:
             action = self.smooth_action(action)
-        observation = following[self.tensor_keys.observation]
+        observation = following[names.observation]
         with swapped(self.critic, self.target_critic_params):
-            return self.critic(observation, action), log_prob
+            values = self._values(observation, action)
+        column = (*observation.shape[:-1], 1)
+        discount: float | Tensor = self.gamma
+        steps = tensordict.get(names.steps_to_next_obs, None)
+        if steps is not None:
+            discount = torch.pow(self.gamma, steps.to(values[0].dtype)).reshape(column)
+        terminated = tensordict[names.terminated].reshape(column)
+        targets = []
+        for signal, q in zip(self.signals, values, strict=True):
+            value = aggregate(q, signal.aggregate, signal.std_coef)
+            if signal.soft and log_prob is not None:
+                coef = self.entropy_coef() if callable(self.entropy_coef) else self.entropy_coef
+                value = value - coef * log_prob.unsqueeze(-1)
+            value = value.mean(-2) if self.num_action_samples > 1 else value
+            reward = tensordict[signal.key]
+            if reward.shape != value.shape:
+                raise ValueError(
+                    f"entry {signal.key!r} of shape {tuple(reward.shape)} does not fit the critic's next "
+                    f"values {tuple(value.shape)}: it needs one column per output of the critic"
+                )
+            if not signal.bootstrap_terminal:
+                # Selected, not multiplied: what follows a terminal state may be undefined.
+                value = torch.where(terminated, 0.0, value)
+            targets.append(reward + discount * value)
+        return targets
+
+    def _values(self, observation: Tensor, action: Tensor) -> list[Tensor]:
+        """One tensor ``[E, ..., (K,) n_s]`` per signal."""
+        values = self.critic(observation, action)
+        values = [values] if isinstance(values, Tensor) else list(values)
+        if len(values) != len(self.signals):
+            raise ValueError(
+                f"the critic returns {len(values)} tensor(s) for {len(self.signals)} signal(s): "
+                + ", ".join(signal.name for signal in self.signals)
+            )
+        return values
+
+    def _mean_distance(self, tensordict: TensorDictBase, q: Tensor, target: Tensor) -> Tensor:
+        """``Σ_e Σ_i mean_b d(q, y)``, with weights if the batch has them: ``[]``."""
+        error: Tensor = distance_loss(q, target.expand_as(q), self.loss_function)
+        weight: Tensor | None = tensordict.get(self.tensor_keys.priority_weight, None)
+        if weight is None:
+            return error.flatten(1, -2).mean(1).sum()
+        error = weight.reshape(*error.shape[1:-1], 1) * error
+        return (error.flatten(1, -2).sum(1) / weight.sum()).sum()
 
     def _next_action(self, following: TensorDictBase) -> tuple[Tensor, Tensor | None]:
         """``a' [..., (K,) a]`` and, for a soft target, ``log π(a'|s') [..., (K)]``."""
         params = self.policy_params
-        if params is not None and not isinstance(params, TensorDictBase):
-            params = params()
         if self._network is not None:
             outputs = network_outputs(self._network, following, params)
             return self._draw(self.policy.module[-1].get_dist(TensorDict(outputs, following.batch_size)))
@@ -292,7 +327,6 @@ class TDLoss(LossModule):
         return (action.movedim(0, -2), log_prob.movedim(0, -1)) if shape else (action, log_prob)
 
 
-def _check_aggregate(how: Aggregate, std_coef: float) -> None:
-    aggregate(torch.zeros(2, 1), how, std_coef)  # raises on an unknown name
-    if std_coef < 0.0:
-        raise ValueError(f"std_coef={std_coef} must be at least 0")
+def _means(signals: Iterable[Tensor]) -> Tensor:
+    """Mean over transitions and members of each output of each ``[E, ..., n_s]``: ``[sum of n_s]``."""
+    return torch.cat([value.flatten(1, -2).mean(1).mean(0) for value in signals])

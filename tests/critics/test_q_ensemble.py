@@ -4,11 +4,13 @@ import math
 
 import pytest
 import torch
+from devices import DEVICES
 from torch import nn
 
-from safe_components.critics import QEnsemble, q_ensemble
+from safe_components.critics import QEnsemble, _cpu_scoring
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+# A rounding of float64 is 1e-16 of a number of order 1; three sums of at most 32 terms make 100 of them.
+ROUNDING = {"rtol": 0, "atol": 1e-14}
 
 
 def plain_values(critic, observation, action, activation=nn.ReLU):
@@ -56,12 +58,12 @@ def test_values_equal_plain_networks(lead, particles, hidden_sizes, activation, 
     assert values.shape == (3, *lead, *(() if particles is None else (particles,)), 2)
     assert values.requires_grad == gradients
     expected = plain_values(critic, observation, action, activation)
-    torch.testing.assert_close(values, expected, rtol=1e-10, atol=1e-10, check_device=True)
+    torch.testing.assert_close(values, expected, **ROUNDING)
 
 
 def test_blocks_that_do_not_divide_the_batch_lose_no_row(monkeypatch):
     monkeypatch.setattr(
-        q_ensemble, "_block_states", lambda states, per_state, *_: max(1, min(states, 64 // per_state))
+        _cpu_scoring, "_block_states", lambda states, per_state, *_: max(1, min(states, 64 // per_state))
     )
     torch.manual_seed(0)
     critic = QEnsemble(5, 2, 2, hidden_sizes=(8, 8)).double()
@@ -69,14 +71,7 @@ def test_blocks_that_do_not_divide_the_batch_lose_no_row(monkeypatch):
         observation, action = draw(critic, states, particles=particles)
         with torch.no_grad():
             values = critic(observation, action)
-        torch.testing.assert_close(values, plain_values(critic, observation, action), rtol=1e-10, atol=1e-10)
-
-
-def test_no_states_and_no_particles():
-    critic = QEnsemble(5, 2, 3)
-    with torch.no_grad():
-        assert critic(torch.zeros(0, 5), torch.zeros(0, 4, 2)).shape == (3, 0, 4, 1)
-        assert critic(torch.zeros(4, 5), torch.zeros(4, 0, 2)).shape == (3, 4, 0, 1)
+        torch.testing.assert_close(values, plain_values(critic, observation, action), **ROUNDING)
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
@@ -86,8 +81,9 @@ def test_float32_agrees_within_rounding(layer_norm):
     observation, action = draw(critic, 40, particles=64, dtype=torch.float32)
     with torch.no_grad():
         values = critic(observation, action)
-    # Sums of 256 terms of order 0.1 in float32: errors of a few 1e-6.
-    torch.testing.assert_close(values, plain_values(critic, observation, action), rtol=1e-5, atol=1e-5)
+    # A rounding of float32 is 6e-8 of a number of order 1. The 256 roundings of a sum are random, so that
+    # some 16 of them remain.
+    torch.testing.assert_close(values, plain_values(critic, observation, action), rtol=0, atol=1e-6)
 
 
 def test_layer_norm_of_particles_where_state_and_action_nearly_cancel():
@@ -100,7 +96,8 @@ def test_layer_norm_of_particles_where_state_and_action_nearly_cancel():
         observation = torch.rand(2, 1) + 1.0
         action = observation.unsqueeze(1) + torch.linspace(-0.1, 0.1, 401).view(1, -1, 1)
         values = critic(observation, action)
-    # Terms of order 1 that sum to 1e-5 at the least leave three digits of the deviation.
+    # The terms of order 1 sum to 1e-5 at least, to which their roundings of 6e-8 are 0.6 percent. The
+    # deviation is wrong by half of that, and so are the values, which are of order 1 at most.
     torch.testing.assert_close(values, plain_values(critic, observation, action), rtol=0, atol=2e-3)
 
 
@@ -115,13 +112,15 @@ def test_scoring_in_bfloat16_changes_the_products_between_hidden_layers_alone(hi
         values = critic(observation, action)
     assert values.dtype == torch.float32
     error = (values - exact).square().mean().sqrt() / exact.std()
-    # Eight bits are wrong by 2^-9 at most, at random; each hidden product adds what its many terms average.
-    assert error < (1e-5 if len(hidden_sizes) == 1 else 0.01)
+    # bfloat16 rounds by at most 2^-9 = 0.002, at random; the output averages the errors of many terms, but
+    # these terms are larger than their sum.
+    assert error < (1e-6 if len(hidden_sizes) == 1 else 0.01)
     assert len(hidden_sizes) == 1 or error > 1e-4  # it is another format
-    torch.testing.assert_close(critic(observation, action), exact, rtol=1e-5, atol=1e-5)  # with gradients
+    # Gradients and single actions keep float32, whose roundings of 6e-8 the 64 terms of a sum repeat.
+    torch.testing.assert_close(critic(observation, action), exact, rtol=0, atol=1e-6)
     with torch.no_grad():
         single = critic(observation, action[:, 0])
-    torch.testing.assert_close(single, exact[:, :, 0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(single, exact[:, :, 0], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("particles", [None, 4])
@@ -150,17 +149,11 @@ def test_gradients_equal_those_of_plain_networks(particles):
     torch.testing.assert_close((ahead - behind) / (2 * step), slope.detach(), rtol=1e-6, atol=1e-8)
 
 
-def test_beyond_the_bounds_values_are_constant_and_gradients_zero():
+def test_inside_the_bounds_the_gradient_reaches_every_action():
     torch.manual_seed(0)
     critic = QEnsemble(3, 2, 2, hidden_sizes=(16,), action_low=[-1.0, 0.0], action_high=[1.0, 2.0])
-    observation = torch.randn(5, 3)
-    inside = torch.tensor([1.0, 0.0]).expand(5, 2)
-    outside = (inside + torch.tensor([3.0, -4.0])).requires_grad_()
-    values = critic(observation, outside)
-    torch.testing.assert_close(values, critic(observation, inside), rtol=0, atol=0)
-    assert torch.autograd.grad(values.sum(), outside)[0].abs().amax() == 0.0
     within = torch.tensor([0.5, 1.0]).repeat(5, 1).requires_grad_()
-    assert torch.autograd.grad(critic(observation, within).sum(), within)[0].abs().amin() > 0.0
+    assert torch.autograd.grad(critic(torch.randn(5, 3), within).sum(), within)[0].all()
 
 
 def test_initial_weights_are_those_of_linear_layers_drawn_apart_for_each_member():
@@ -174,16 +167,6 @@ def test_initial_weights_are_those_of_linear_layers_drawn_apart_for_each_member(
         tolerance = 4 / math.sqrt(parameter.numel())
         assert parameter.std().item() == pytest.approx(bound / math.sqrt(3), rel=tolerance)
         assert not torch.equal(parameter[0], parameter[1])
-
-
-def test_state_dict_round_trip():
-    torch.manual_seed(0)
-    one, two = (
-        QEnsemble(3, 2, 2, hidden_sizes=(8,), action_low=[-1, -1], action_high=[h, h]) for h in (1, 2)
-    )
-    two.load_state_dict(one.state_dict())
-    observation, action = draw(one, 4, dtype=torch.float32)
-    torch.testing.assert_close(two(observation, 5 * action), one(observation, 5 * action), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -202,8 +185,10 @@ def test_wrong_shapes_are_named(observation, action):
         ({"hidden_sizes": ()}, "hidden_sizes"),
         ({"hidden_sizes": (8, 0)}, r"hidden_sizes\[1\]=0"),
         ({"action_low": [0.0, 0.0]}, "both"),
-        ({"action_low": [0.0, 0.0], "action_high": [1.0]}, r"must be \[2\]"),
+        ({"action_low": [0.0, 0.0], "action_high": [1.0]}, r"both be \[a\]"),
+        ({"action_low": [0.0], "action_high": [1.0]}, r"must be \[2\]"),
         ({"action_low": [0.0, 2.0], "action_high": [1.0, 1.0]}, "low < high"),
+        ({"action_low": [0.0, 2.0], "action_high": [1.0, math.inf]}, "finite"),
     ],
 )
 def test_bad_settings_are_named(kwargs, message):

@@ -1,0 +1,102 @@
+"""A critic that learns: its loss, its target network and its optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictParams
+from torch import Tensor, nn
+
+from safe_components.critics.targets import Polyak
+from safe_components.critics.td_loss import COST_SIGNAL, REWARD_SIGNAL, Signal, TDLoss
+
+
+class CriticLearner(nn.Module):
+    """Policy evaluation: one temporal-difference step of a critic per batch of transitions.
+
+    An update is one step of Adam on `TDLoss`, after which the target network moves by `Polyak`. The
+    ``state_dict`` holds the critic and its target. The optimizer's state is not part of it: save
+    ``optim.state_dict()`` beside it.
+
+    Args:
+        critic: module on the device it will stay on, see `TDLoss`.
+        policy: TensorDict module that acts in the next state.
+        signals: what the critic estimates, see `TDLoss`.
+        lr: step size of Adam.
+        polyak: share that the target network keeps at each update.
+        options: further arguments of `TDLoss`, such as ``gamma`` and ``policy_params``.
+
+    Attributes:
+        loss: the `TDLoss`.
+        optim: fused Adam over the critic's parameters.
+
+    Raises:
+        ValueError: if a setting is out of range.
+
+    Example:
+        >>> from tensordict import TensorDict
+        >>> from torchrl.modules import Actor
+        >>> from safe_components.critics import ConstrainedQEnsemble
+        >>> critic = ConstrainedQEnsemble(3, 2, num_reward_members=2, num_cost_members=1)
+        >>> learner = CriticLearner(critic, Actor(torch.nn.Linear(3, 2)), gamma=0.9, lr=3e-4)
+        >>> following = TensorDict(
+        ...     observation=torch.randn(4, 3),
+        ...     reward=torch.ones(4, 1),
+        ...     cost=torch.zeros(4, 1),
+        ...     terminated=torch.zeros(4, 1, dtype=torch.bool),
+        ...     batch_size=4,
+        ... )
+        >>> observation, action = torch.randn(4, 3), torch.randn(4, 2)
+        >>> batch = TensorDict(observation=observation, action=action, next=following, batch_size=4)
+        >>> list(learner.update(batch))
+        ['q_reward', 'loss_q_reward', 'q_cost', 'loss_q_cost']
+    """
+
+    def __init__(
+        self,
+        critic: nn.Module,
+        policy: nn.Module,
+        signals: Signal | Sequence[Signal] = (REWARD_SIGNAL, COST_SIGNAL),
+        *,
+        lr: float = 1e-3,
+        polyak: float = 0.98,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.loss = TDLoss(critic, policy, signals, **options)
+        # TorchRL warns if the target parameters are used before they have an updater.
+        self._target = Polyak(self.loss, eps=polyak)
+        self.optim = torch.optim.Adam(self.loss.parameters(), lr=lr, fused=True)
+
+    @property
+    def critic(self) -> nn.Module:
+        """The critic with its present parameters; the loss owns them."""
+        critic: nn.Module = self.loss.critic
+        return critic
+
+    @property
+    def target_params(self) -> TensorDictParams:
+        """The parameters of the target network, for instance to score particles with."""
+        return self.loss.target_critic_params
+
+    def update(self, transitions: TensorDictBase) -> dict[str, Tensor]:
+        """Take one step on a batch of transitions.
+
+        Returns:
+            For each signal ``q_<name> [n]``, the mean values of the batch's actions, and
+            ``loss_q_<name> []``, both detached.
+        """
+        out = self.loss(transitions)
+        self.optim.zero_grad()
+        out["loss_q"].backward()
+        self.optim.step()
+        self._target.step()
+        signals = self.loss.signals
+        means = out["q_mean"].split([transitions[signal.key].shape[-1] for signal in signals])
+        metrics: dict[str, Tensor] = {}
+        for signal, q in zip(signals, means, strict=True):
+            metrics |= {f"q_{signal.name}": q, f"loss_q_{signal.name}": out[f"loss_q_{signal.name}"]}
+        return metrics
