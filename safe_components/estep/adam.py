@@ -7,30 +7,30 @@ import math
 import torch
 from torch import Tensor
 
-from safe_components.estep.dual_solver import DualSolver
-from safe_components.estep.recovery import Minimum
-from safe_components.ops.dual import DualProblem, dual_terms
+from safe_components.estep.dual import dual_terms
+from safe_components.estep.problem import ScaledProblem
+from safe_components.estep.solve import DualSolver, Minimum, minimum_at
 
 
 class AdamDualSolver(DualSolver):
     """A fixed number of projected Adam steps with exact gradients, for all leading indices at once.
 
-    Solves the problem of :class:`~safe_components.estep.dual_solver.DualSolver`. Kept for comparison:
-    ``steps=1`` inside a warm-started :class:`~safe_components.estep.projector.EStepProjector` is the
-    one-step-a-batch scheme of some published codes (there on the numbers as they come, here in units of
-    the estimates' spreads), which follows the optimum from afar rather than solving for it. The number
-    of steps is fixed and nothing is read by the host, so arguments are not checked for their values.
+    Solves the problem of :class:`~safe_components.estep.solve.DualSolver`. It is kept for comparison. Inside
+    a warm-started :class:`~safe_components.estep.projector.EStepProjector`, ``steps=1`` is the scheme of some
+    published codes, one step per batch, which follows the optimum at a distance instead of solving for it.
+    (They step on the numbers as they come; here the units are the estimates' spreads.) The number of steps is
+    fixed and the host reads nothing, so arguments are not checked for their values.
 
-    The step size falls over a call from ``lr`` to ``lr / 1000`` along a cosine, in units of the
-    temperature at which a Gaussian reward would fill the ball, ``s_r / sqrt(2 epsilon)``.
+    The step size falls over a call from ``lr`` to ``lr / 1000`` along a cosine, in units of the temperature
+    at which a Gaussian reward would fill the ball, ``s_r / √(2ε)``.
 
     Args:
-        steps: Adam steps per call, and so evaluations of the dual.
+        steps: Adam steps per call, which is also the number of evaluations of the dual.
         lr: first step size.
-        tol: KKT residual called converged; the steps are taken in any case.
-        eta_min: lower bound of ``eta``, in spreads of the reward.
-        lam_max: upper bound of every ``lam_i``, reward per cost; ``None`` is ``1e6 s_r / s_i``.
-        feasible_tol: violation, in spreads of the costs, below which limits count as met.
+        tol: KKT residual that counts as converged; all steps are taken in any case.
+        eta_min: lower bound of ``η``, in spreads of the reward.
+        lam_max: upper bound of every ``λ_i``, reward per cost; ``None`` is ``1e6 s_r / s_i``.
+        feasible_tol: violation, in spreads of the costs, up to which limits count as met.
 
     Source: Kingma and Ba 2015, arXiv 1412.6980, algorithm 1.
 
@@ -43,7 +43,7 @@ class AdamDualSolver(DualSolver):
         (0.45, 0.1)
     """
 
-    synchronises = False
+    synchronizes = False
 
     def __init__(
         self,
@@ -61,25 +61,17 @@ class AdamDualSolver(DualSolver):
         self.steps = steps
         self.lr = lr
 
-    def minimise(
-        self,
-        problem: DualProblem,
-        point: Tensor,
-        lower: Tensor,
-        upper: Tensor,
-        spread: Tensor,
-        enough: Tensor,
-    ) -> Minimum:
-        """See :meth:`DualSolver.minimise`."""
-        unit = (2.0 * problem.epsilon).rsqrt().unsqueeze(-1)
+    def minimize(self, problem: ScaledProblem, start: Tensor) -> Minimum:
+        """See :meth:`~safe_components.estep.solve.DualSolver.minimize`."""
+        point = start
+        unit = (2.0 * problem.dual.epsilon).rsqrt().unsqueeze(-1)
         first, second = torch.zeros_like(point), torch.zeros_like(point)
         for step in range(1, self.steps + 1):
-            gradient = dual_terms(problem, point[..., 0], point[..., 1:], hessian=False).gradient
+            gradient = dual_terms(problem.dual, point[..., 0], point[..., 1:], hessian=False).gradient
             first = 0.9 * first + 0.1 * gradient
             second = 0.999 * second + 0.001 * gradient.square()
             direction = (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
             progress = (step - 1) / self.steps
             lr = self.lr * (1e-3 + (1 - 1e-3) * 0.5 * (1 + math.cos(math.pi * progress)))
-            point = torch.minimum(torch.maximum(point - lr * unit * direction, lower), upper)
-        iterations = torch.full(point.shape[:-1], self.steps, device=point.device)
-        return Minimum(point, iterations)
+            point = torch.minimum(torch.maximum(point - lr * unit * direction, problem.lower), problem.upper)
+        return minimum_at(problem, point, torch.full(point.shape[:-1], self.steps, device=point.device))

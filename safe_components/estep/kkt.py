@@ -1,4 +1,4 @@
-"""How far a point is from solving the E-step."""
+"""Distance of a point from the solution of an E-step."""
 
 from __future__ import annotations
 
@@ -7,29 +7,34 @@ from torch import Tensor
 
 
 def kkt_residual(gradient: Tensor, point: Tensor, lower: Tensor, upper: Tensor, epsilon: Tensor) -> Tensor:
-    """Largest violation of the optimality conditions, relative to scale.
+    """Return the largest violation of the optimality conditions, relative to scale.
 
     In units of the spreads ``s`` (the root of the mean variance within a state, under the prior) of the
     reward and the costs, the residual is the largest of
 
-        (KL - epsilon)_+ / min(1, epsilon)                             the ball is left
-        (E_q Q_c,i - d_i)_+ / s_i                                      a limit is exceeded
-        (eta - eta_min) (epsilon - KL)_+ / s_r                         the ball is priced but does not bind
-        lam_i (d_i - E_q Q_c,i)_+ / s_r                                a limit is priced but does not bind
+        (KL − ε)₊ / min(1, ε)              the divergence exceeds the ball
+        (E_q Q_c,i − d_i)₊ / s_i           a limit is exceeded
+        (η − η_min) (ε − KL)₊ / s_r        the ball is priced but does not bind
+        λ_i (d_i − E_q Q_c,i)₊ / s_r       a limit is priced but does not bind
 
-    (stationarity of the Lagrangian holds exactly by construction of ``q``). Where a multiplier nears its
-    upper bound ``u``, the second line counts with ``min(1, u_i - lam_i)``: a limit whose price may not
-    rise any further may be exceeded at the optimum. The sum of the last two lines is the duality gap.
+    (stationarity of the Lagrangian holds exactly by construction of ``q``). Near the upper bound ``u`` of a
+    multiplier, the second line counts with the factor ``min(1, u_i − λ_i)``: where a price cannot rise any
+    further, the optimum may exceed its limit. The sum of the last two lines is the duality gap.
 
     Args:
         gradient: ``[..., 1 + m]``, of the scaled dual.
-        point: ``[..., 1 + m]``, scaled ``(eta, lam)``; ``lower`` and ``upper`` are its bounds.
-        lower: ``[..., 1 + m]``.
-        upper: ``[..., 1 + m]``.
-        epsilon: ``[]`` or ``[...]``.
+        point: ``[..., 1 + m]``, scaled ``(η, λ)``.
+        lower: ``[..., 1 + m]``, lower bounds of ``point``.
+        upper: ``[..., 1 + m]``, upper bounds of ``point``.
+        epsilon: ``[]`` or ``[...]``, nats.
 
     Returns:
         ``[...]``, 0 at a solution.
+
+    Example:
+        >>> slack, point = torch.tensor([0.0, -0.1]), torch.tensor([1.0, 2.0])
+        >>> kkt_residual(slack, point, torch.zeros(2), torch.tensor([torch.inf, 5.0]), torch.tensor(0.2))
+        tensor(0.1000)
     """
     factor = torch.where(gradient > 0, point - lower, (point - upper).clamp_min(-1.0))
     terms = gradient * factor

@@ -5,33 +5,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from safe_components.estep.dual_solver import DualSolver
+from safe_components.estep._newton_host import minimize_one
+from safe_components.estep.dual import dual_terms
 from safe_components.estep.kkt import kkt_residual
-from safe_components.estep.newton_one import minimise_one
-from safe_components.estep.recovery import Minimum
-from safe_components.ops.dual import DualProblem, dual_terms
+from safe_components.estep.problem import ScaledProblem
+from safe_components.estep.solve import DualSolver, Minimum, minimum_at
 
 
 class NewtonDualSolver(DualSolver):
     """Projected Newton with exact derivatives, in float64, for all leading indices at once.
 
-    Solves the problem of :class:`~safe_components.estep.dual_solver.DualSolver`. Each iteration evaluates
-    value, gradient and Hessian at one trial point and accepts it if the value falls as Armijo's rule asks;
-    otherwise the step is shortened and tried again. Multipliers at a bound that the gradient pushes
-    outwards are held there (Bertsekas 1982, SIAM J. Control Optim. 20(2)).
+    Solves the problem of :class:`~safe_components.estep.solve.DualSolver`. Each iteration evaluates value,
+    gradient and Hessian at one trial point. The point is accepted if the value falls as Armijo's rule asks;
+    otherwise the step is shortened and tried again. A multiplier at a bound stays there while the gradient
+    pushes it outward (Bertsekas 1982, SIAM J. Control Optim. 20(2)).
 
-    With ``fixed_iterations`` the loop runs that often without asking the device for anything: no value is
-    read by the host and nothing branches on one, so the call can be captured in a CUDA graph. Problems
-    that have converged stand still, hence both modes give the same answer. In that mode arguments are
-    not checked for their values.
+    With ``fixed_iterations`` the loop runs that often without reading from the device or copying to it, and
+    no branch depends on a value, so a CUDA graph can capture the call. Problems that have converged stand
+    still, hence both modes give the same answer. In that mode arguments are not checked for their values.
 
     Args:
         tol: KKT residual at which a problem counts as solved.
         max_iterations: evaluations after which the adaptive mode gives up (``converged`` is then false).
-        fixed_iterations: evaluations of the mode without synchronisation; ``None`` is the adaptive mode.
-        eta_min: lower bound of ``eta``, in spreads of the reward.
-        lam_max: upper bound of every ``lam_i``, reward per cost; ``None`` is ``1e6 s_r / s_i``.
-        feasible_tol: violation, in spreads of the costs, below which limits count as met.
+        fixed_iterations: evaluations of the mode without synchronization; ``None`` is the adaptive mode.
+        eta_min: lower bound of ``η``, in spreads of the reward.
+        lam_max: upper bound of every ``λ_i``, reward per cost; ``None`` is ``1e6 s_r / s_i``.
+        feasible_tol: violation, in spreads of the costs, up to which limits count as met.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
@@ -60,33 +59,25 @@ class NewtonDualSolver(DualSolver):
                 raise ValueError(f"{name}={value} must be at least 1")
         self.max_iterations = max_iterations
         self.fixed_iterations = fixed_iterations
-        self.synchronises = fixed_iterations is None
+        self.synchronizes = fixed_iterations is None
 
-    def minimise(
-        self,
-        problem: DualProblem,
-        point: Tensor,
-        lower: Tensor,
-        upper: Tensor,
-        spread: Tensor,
-        enough: Tensor,
-    ) -> Minimum:
-        """See :meth:`DualSolver.minimise`."""
-        if self.synchronises and point.ndim == 1:
-            return minimise_one(problem, point, lower, upper, enough, self.tol, self.max_iterations)
-        terms = dual_terms(problem, point[..., 0], point[..., 1:])
-        value, gradient, hessian = terms.value, terms.gradient, terms.hessian
+    def minimize(self, problem: ScaledProblem, start: Tensor) -> Minimum:
+        """See :meth:`~safe_components.estep.solve.DualSolver.minimize`."""
+        if self.synchronizes and start.ndim == 1:
+            return minimize_one(problem, start, self.tol, self.max_iterations)
+        dual, lower, upper, point = problem.dual, problem.lower, problem.upper, start
+        value, gradient, hessian, *_ = dual_terms(dual, point[..., 0], point[..., 1:])
         radius = torch.ones_like(value)
         eye = torch.eye(point.shape[-1], dtype=point.dtype, device=point.device)
         iterations = torch.ones_like(value, dtype=torch.long)
         for _ in range(self.fixed_iterations or self.max_iterations):
-            done = kkt_residual(gradient, point, lower, upper, problem.epsilon) <= self.tol
-            done = done | (value < enough)
-            if self.synchronises and bool(done.all()):
+            done = kkt_residual(gradient, point, lower, upper, dual.epsilon) <= self.tol
+            done = done | (value < problem.unreachable_below)
+            if self.synchronizes and bool(done.all()):
                 break
             step, size = _newton_step(point, gradient, hessian, lower, upper, radius, eye)
             trial = torch.minimum(torch.maximum(point + step, lower), upper)
-            terms = dual_terms(problem, trial[..., 0], trial[..., 1:])
+            terms = dual_terms(dual, trial[..., 0], trial[..., 1:])
             promised = (gradient * (trial - point)).sum(-1)
             rounding = 1e-14 * (1.0 + value.abs() + point.sum(-1))
             accept = (terms.value <= value + 1e-4 * promised + rounding) & ~done
@@ -97,7 +88,7 @@ class NewtonDualSolver(DualSolver):
             hessian = torch.where(matrix, terms.hessian, hessian)
             radius = torch.where(accept, (4.0 * radius).clamp_max(1.0), 0.25 * torch.minimum(radius, size))
             iterations = iterations + ~done
-        return Minimum(point, iterations)
+        return minimum_at(problem, point, iterations)
 
 
 def _newton_step(
@@ -111,9 +102,9 @@ def _newton_step(
 ) -> tuple[Tensor, Tensor]:
     """Newton's step for the free multipliers inside a box, and its size as a share of the full box.
 
-    The box of radius 1 lets ``eta`` change tenfold and ``lam`` by ``10 (1 + lam)``. The costs' multipliers
-    are eliminated first, so that they follow ``eta`` where the box cuts its step: along a ridge on
-    which ``eta`` goes to its bound (parallel estimates) all move together.
+    The box of radius 1 lets ``η`` change tenfold and ``λ`` by ``10 (1 + λ)``. The costs' multipliers are
+    eliminated first, so that they follow ``η`` where the box cuts its step. Along a ridge on which ``η`` goes
+    to its bound (parallel estimates), all then move together.
     """
     free = torch.where(gradient > 0, point > lower, point < upper)
     mask = free.to(gradient.dtype)
@@ -126,11 +117,11 @@ def _newton_step(
         pivot = rows[..., i : i + 1, :]
         rows = rows - (rows[..., i : i + 1] - eye[:, i : i + 1]) * (pivot / pivot[..., i : i + 1])
     eta = point[..., :1]
-    room = radius.unsqueeze(-1) * eta
-    # What elimination leaves of eta's curvature cannot be told from rounding below this share of it.
+    reach = radius.unsqueeze(-1) * eta
+    # What elimination leaves of η's curvature cannot be told from rounding below this share of it.
     left = torch.maximum(rows[..., 0, :1], 1e-10 * diagonal[..., :1])
-    move = torch.maximum(-rows[..., 0, -1:] / left, torch.maximum(lower[..., :1] - eta, -0.9 * room))
-    move = torch.minimum(move, 9.0 * room)
+    move = torch.maximum(-rows[..., 0, -1:] / left, torch.maximum(lower[..., :1] - eta, -0.9 * reach))
+    move = torch.minimum(move, 9.0 * reach)
     step = torch.cat([move, -rows[..., 1:, -1] - rows[..., 1:, 0] * move], dim=-1)
     eta_size = torch.maximum(move / 9.0, move / -0.9) / eta
     size = torch.cat([eta_size, step[..., 1:].abs() / (10.0 + 10.0 * point[..., 1:])], dim=-1)

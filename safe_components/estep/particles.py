@@ -1,4 +1,4 @@
-"""Particles: actions drawn from the reference policy and scored by the critics."""
+"""Particles: actions drawn from the reference policy and scored by the critic."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from safe_components.keys import (
 )
 from safe_components.ops import Aggregate, aggregate, network_outputs, single_network, swapped
 
-Critic = Callable[[Tensor, Tensor], Tensor]
+Critic = Callable[[Tensor, Tensor], "Tensor | tuple[Tensor, Tensor]"]
 
 
-class ParticleSampler(TensorDictModuleBase):
+class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict has no types
     """Draw ``K`` actions per state from the reference policy and score them.
 
         a_bk = loc(o_b) + L(o_b) noise_bk,   noise ~ N(0, I),      b = 1..B, k = 1..K
@@ -38,55 +38,52 @@ class ParticleSampler(TensorDictModuleBase):
 
     Args:
         policy: TensorDict module that maps ``observation`` to ``loc`` and ``scale_tril``. Of a policy that
-            samples as well (it has ``get_dist_params``, as TorchRL's ``ProbabilisticActor``), the part that
-            makes the parameters is run.
-        reward_critic: ``(observation [B, o], action [B, K, a]) -> [E, B, K, 1]``, discounted reward of
-            every ensemble member.
-        cost_critic: the same for ``m`` costs, ``-> [E, B, K, m]``, discounted cost; ``None`` is ``m = 0``.
+            also samples (it has ``get_dist_params``, as TorchRL's ``ProbabilisticActor``), only the part that
+            computes these parameters runs.
+        critic: maps ``observation`` ``[B, o]`` and ``action`` ``[B, K, a]`` to the pair ``q_reward``
+            ``[E_r, B, K, 1]`` and ``q_cost`` ``[E_c, B, K, m]``, the discounted reward and costs of every
+            ensemble member. A critic that returns a single tensor scores the reward alone: ``m = 0``.
         num_particles: ``K``, at least 2.
         policy_params: parameters to run ``policy`` with, such as a loss module's target parameters
             (``TensorDictParams``); ``None`` uses its own.
-        reward_params: the same for ``reward_critic``.
-        cost_params: the same for ``cost_critic``.
-        split: for one critic that scores reward and costs in a call: given as ``reward_critic``, with
-            ``cost_critic=None``, this takes what it returns apart, into ``[E, B, K, 1]`` and
-            ``[E', B, K, m]``.
+        critic_params: the same for ``critic``.
         reward_aggregate: how members are reduced, see :func:`~safe_components.ops.aggregate`.
         cost_aggregate: the same for the costs.
-        cost_std_coef: ``k`` of the ``"conservative"`` aggregates.
-        antithetic: draw ``K / 2`` noises and use each with both signs: the particles' mean is then
-            ``loc`` exactly, which lowers the sampling error. ``K`` must be even.
+        std_coef: ``k`` of the ``"conservative"`` aggregates.
+        antithetic: draw ``K / 2`` noises and use each with both signs. The particles' mean is then ``loc``
+            exactly, which lowers the sampling error. ``K`` must be even.
         observation_key: name of the observation.
 
     Raises:
-        ValueError: ``num_particles < 2``, odd with ``antithetic``, or a critic's answer of another shape.
+        ValueError: if ``num_particles < 2``, or it is odd with ``antithetic``, or the critic returns other
+            shapes.
 
     Example:
         >>> from tensordict import TensorDict
         >>> from tensordict.nn import TensorDictModule
         >>> head = lambda o: (o, torch.eye(2).expand(*o.shape, 2))
         >>> policy = TensorDictModule(head, in_keys=["observation"], out_keys=["loc", "scale_tril"])
-        >>> critic = lambda o, a: -a.square().sum(-1, keepdim=True).unsqueeze(0)
-        >>> sampler = ParticleSampler(policy, critic, None, num_particles=8)
+        >>> critic = lambda o, a: (-a.square().sum(-1, keepdim=True).unsqueeze(0), a.abs().unsqueeze(0))
+        >>> sampler = ParticleSampler(policy, critic, num_particles=8)
         >>> batch = sampler(TensorDict(observation=torch.zeros(3, 2), batch_size=[3]))
         >>> batch["particles", "action"].shape, batch["particles", "q_cost"].shape
-        (torch.Size([3, 8, 2]), torch.Size([3, 8, 0]))
+        (torch.Size([3, 8, 2]), torch.Size([3, 8, 2]))
     """
+
+    #: A call never waits for the device.
+    synchronizes = False
 
     def __init__(
         self,
         policy: nn.Module,
-        reward_critic: Critic,
-        cost_critic: Critic | None,
+        critic: Critic,
         num_particles: int,
         *,
         policy_params: TensorDictBase | None = None,
-        reward_params: TensorDictBase | None = None,
-        cost_params: TensorDictBase | None = None,
-        split: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+        critic_params: TensorDictBase | None = None,
         reward_aggregate: Aggregate = "min",
         cost_aggregate: Aggregate = "mean",
-        cost_std_coef: float = 0.5,
+        std_coef: float = 0.5,
         antithetic: bool = False,
         observation_key: NestedKey = OBSERVATION,
     ) -> None:
@@ -95,17 +92,13 @@ class ParticleSampler(TensorDictModuleBase):
             raise ValueError(f"num_particles={num_particles} must be at least 2: one cannot be weighted")
         if antithetic and num_particles % 2:
             raise ValueError(f"num_particles={num_particles} must be even for antithetic noise")
-        if split is not None and cost_critic is not None:
-            raise ValueError("split is for a reward_critic that scores the costs as well: cost_critic=None")
         # Tuples keep the networks out of this module's parameters: the losses own and save them.
         self._policy = (policy, policy_params)
-        self._reward = (reward_critic, reward_params)
-        self._cost = (cost_critic, cost_params)
-        self._split = split
+        self._critic = (critic, critic_params)
         self.num_particles = num_particles
         self.reward_aggregate = reward_aggregate
         self.cost_aggregate = cost_aggregate
-        self.cost_std_coef = cost_std_coef
+        self.std_coef = std_coef
         self.antithetic = antithetic
         self.in_keys = [observation_key]
         self.out_keys = [
@@ -119,21 +112,9 @@ class ParticleSampler(TensorDictModuleBase):
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the particles, their scores and the reference distribution."""
-        observation = tensordict.get(self.in_keys[0])
         loc, scale_tril = self._reference(tensordict)
         action = loc.unsqueeze(-2) + self._noise(loc) @ scale_tril.mT
-        members, costs = _scores(*self._reward, observation, action, "reward_critic"), None
-        if self._split is not None:
-            members, costs = self._split(members)
-        elif self._cost[0] is not None:
-            costs = _scores(*self._cost, observation, action, "cost_critic")
-        if members.shape[-1] != 1:
-            raise ValueError(f"reward_critic must have one output, got shape {tuple(members.shape)}")
-        q_reward = aggregate(members, self.reward_aggregate, self.cost_std_coef).squeeze(-1)
-        if costs is None:
-            q_cost = q_reward.new_zeros(*q_reward.shape, 0)
-        else:
-            q_cost = aggregate(costs, self.cost_aggregate, self.cost_std_coef)
+        q_reward, q_cost = self._scores(tensordict.get(self.in_keys[0]), action)
         values = (action, q_reward, q_cost, loc, scale_tril)
         for key, value in zip(self.out_keys, values, strict=True):
             tensordict.set(key, value)
@@ -156,15 +137,24 @@ class ParticleSampler(TensorDictModuleBase):
         noise = torch.randn(*loc.shape[:-1], draws, loc.shape[-1], dtype=loc.dtype, device=loc.device)
         return torch.cat([noise, -noise], dim=-2) if self.antithetic else noise
 
-
-def _scores(
-    critic: Any, params: TensorDictBase | None, observation: Tensor, action: Tensor, name: str
-) -> Tensor:
-    with swapped(critic, params):
-        members = critic(observation, action)
-    if members.ndim != action.ndim + 1 or members.shape[1:-1] != action.shape[:-1]:
-        raise ValueError(
-            f"{name} must return [E, B, K, outputs] for actions {tuple(action.shape)}, "
-            f"got {tuple(members.shape)}"
-        )
-    return members
+    def _scores(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """``q_reward`` ``[B, K]`` and ``q_cost`` ``[B, K, m]``, reduced over the members."""
+        critic, params = self._critic
+        module: Any = critic
+        with swapped(module, params):
+            scores = critic(observation, action)
+        q_reward, q_cost = (scores, None) if isinstance(scores, Tensor) else scores
+        if q_reward.shape[1:] != (*action.shape[:-1], 1):
+            raise ValueError(
+                f"critic must return the reward as [E, B, K, 1] for actions {tuple(action.shape)}, "
+                f"got {tuple(q_reward.shape)}"
+            )
+        reward = aggregate(q_reward, self.reward_aggregate, self.std_coef).squeeze(-1)
+        if q_cost is None:
+            return reward, reward.new_zeros(*reward.shape, 0)
+        if q_cost.shape[1:-1] != action.shape[:-1]:
+            raise ValueError(
+                f"critic must return the costs as [E, B, K, m] for actions {tuple(action.shape)}, "
+                f"got {tuple(q_cost.shape)}"
+            )
+        return reward, aggregate(q_cost, self.cost_aggregate, self.std_coef)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 
 import torch
 from tensordict import TensorDictBase
@@ -10,53 +11,56 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor
 
-from safe_components.estep.dual_solver import DualSolver, Infeasible
-from safe_components.estep.given_multiplier import GivenMultiplierSolver
 from safe_components.estep.newton import NewtonDualSolver
-from safe_components.estep.solution import DualSolution
+from safe_components.estep.solve import DualSolution, Infeasible
 from safe_components.keys import (
     PARTICLE_LOG_PRIOR,
     PARTICLE_Q_COST,
     PARTICLE_Q_REWARD,
     PARTICLE_WEIGHT,
 )
+from safe_components.ops import q_limits
 
 
-class EStepProjector(TensorDictModuleBase):
-    """Best distribution over the particles inside a KL ball that keeps the expected costs in their limits.
+class EStepProjector(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict has no types
+    """Best distribution over the particles within a KL ball and within limits on the expected costs.
 
-        max_q  mean_b sum_k q_bk Q_r[b, k]
-        s.t.   mean_b sum_k q_bk Q_c,i[b, k] <= d_i  (every i),    mean_b KL(q_b || p_b) <= epsilon
+        max_q  mean_b Σ_k q_bk Q_r[b, k]
+        s.t.   mean_b Σ_k q_bk Q_c,i[b, k] <= d_i  (every i),    mean_b KL(q_b ‖ p_b) <= ε
 
     with ``p`` uniform over the ``K`` particles drawn from the reference policy, or ``log_prior`` if the
     actions are an enumerated set. Reads ``("particles", "q_reward")`` ``[B, K]``, ``("particles", "q_cost")``
     ``[B, K, m]`` and, where present, ``("particles", "log_prior")`` ``[B, K]``; writes
     ``("particles", "weight")`` ``[B, K]``, ``q`` in the dtype of ``q_reward``. No gradient flows through.
 
-    After each call :attr:`solution` holds the multipliers, the constraints' values, the residual and
-    the status (:class:`~safe_components.estep.solution.DualSolution`). The multipliers are buffers, so
-    a checkpoint holds them and the next batch starts from them.
+    After each call :attr:`solution` holds the multipliers, the constraints' values, the residual and the
+    status (:class:`~safe_components.estep.solve.DualSolution`). The multipliers are buffers, so a checkpoint
+    holds them and the next batch starts from them.
 
     Args:
         epsilon: bound on the divergence, nats, positive.
-        cost_limits: ``d``, one per cost signal, in Q units (discounted cost; convert an episode's limit
-            with :func:`~safe_components.ops.q_cost_limit`). Empty for an E-step without constraint (MPO).
-        solver: a dual solver; ``None`` is :class:`~safe_components.estep.newton.NewtonDualSolver`.
-            :class:`~safe_components.estep.given_multiplier.GivenMultiplierSolver` takes the multipliers
-            from outside instead of the limits.
-        infeasible: the answer where no ``q`` in the ball meets the limits: ``"recover"`` comes as close to
-            them as the ball allows, ``"clip"`` keeps ``lam`` at the solver's ``lam_max``.
+        cost_limits: ``d``, one per cost signal, in Q units (discounted cost; convert an episode's limit with
+            :func:`~safe_components.ops.q_cost_limit`). Any finite number is accepted: a limit on an
+            advantage may be negative. Empty for an E-step without constraint (MPO).
+        solver: ``solver(q_reward, q_cost, epsilon, cost_limits, log_prior=None) -> DualSolution``. ``None``
+            is :class:`~safe_components.estep.newton.NewtonDualSolver`.
+            :class:`~safe_components.estep.given_multiplier.GivenMultiplierSolver` takes the multipliers from
+            outside instead of the limits. The keywords ``infeasible`` and ``init`` (the last multipliers)
+            are passed to a solver whose signature declares them.
+        infeasible: the answer if no ``q`` in the ball meets the limits. ``"recover"`` comes as close to them
+            as the ball allows; ``"clip"`` keeps ``λ`` at the solver's ``lam_max``.
         warm_start: start from the multipliers of the last call instead of the cold start.
-        check_finite: stop at the first key that holds a value that is not finite. The check waits for
-            the device; turn it off (and give the solver ``fixed_iterations``) inside a CUDA graph.
+        check_finite: stop at the first key that holds a value that is not finite. The check waits for the
+            device; turn it off (and give the solver ``fixed_iterations``) inside a CUDA graph.
         q_reward_key: name of the reward estimates.
         q_cost_key: name of the cost estimates.
         log_prior_key: name of the prior's log-probabilities.
         weight_key: name of the weights.
 
     Raises:
-        ValueError: ``epsilon <= 0``, a negative limit, ``K < 2``, shapes that do not fit, as many limits
-            as there are not costs, estimates that are not finite.
+        ValueError: if ``epsilon <= 0``, a limit or an estimate is not finite, ``K < 2``, shapes do not fit,
+            the number of limits differs from the number of costs, or ``infeasible="clip"`` is asked of a
+            solver that does not declare it.
 
     Source: CVPO (Liu et al. 2022, arXiv 2201.11927), E-step.
 
@@ -76,7 +80,7 @@ class EStepProjector(TensorDictModuleBase):
         self,
         epsilon: float,
         cost_limits: float | Sequence[float] | Tensor,
-        solver: DualSolver | GivenMultiplierSolver | None = None,
+        solver: Callable[..., DualSolution] | None = None,
         infeasible: Infeasible = "recover",
         *,
         warm_start: bool = True,
@@ -91,33 +95,54 @@ class EStepProjector(TensorDictModuleBase):
             raise ValueError(f"epsilon={epsilon} must be positive and finite (nats)")
         if infeasible not in ("recover", "clip"):
             raise ValueError(f"infeasible={infeasible!r} is not one of 'recover', 'clip'")
-        limits = _as_limits(cost_limits)
-        self.solver: DualSolver | GivenMultiplierSolver = NewtonDualSolver() if solver is None else solver
+        self.solver: Callable[..., DualSolution] = NewtonDualSolver() if solver is None else solver
+        # The signature of a module's call is that of its forward.
+        declared = inspect.signature(getattr(self.solver, "forward", self.solver)).parameters
+        self._takes_infeasible, self._takes_init = "infeasible" in declared, "init" in declared
+        if infeasible != "recover" and not self._takes_infeasible:
+            raise ValueError(f"infeasible={infeasible!r} needs a solver that declares this keyword")
         self.infeasible: Infeasible = infeasible
         self.warm_start = warm_start
         self.check_finite = check_finite
         self.log_prior_key = log_prior_key
         self.in_keys = [q_reward_key, q_cost_key]
         self.out_keys = [weight_key]
-        self.solution: DualSolution | None = None
+        self._solution: DualSolution | None = None
         self.epsilon: Tensor
         self.cost_limits: Tensor
         self.eta: Tensor
         self.lam: Tensor
         self.register_buffer("epsilon", torch.tensor(epsilon, dtype=torch.float64))
+        limits = q_limits(cost_limits)
         self.register_buffer("cost_limits", limits)
-        # The last multipliers; NaN until there are any, which the solver replaces by its cold start.
+        # The last multipliers. NaN stands for no multipliers; the solver replaces it by its cold start.
         self.register_buffer("eta", torch.full((), torch.nan, dtype=torch.float64))
         self.register_buffer("lam", torch.full_like(limits, torch.nan))
 
+    @property
+    def solution(self) -> DualSolution:
+        """The solution of the last call.
+
+        Raises:
+            RuntimeError: before the first call.
+        """
+        if self._solution is None:
+            raise RuntimeError("there is no solution yet: call the E-step on scored particles first")
+        return self._solution
+
     def set_cost_limits(self, cost_limits: float | Sequence[float] | Tensor) -> None:
         """Replace the limits (Q units), for example by a schedule; their number stays."""
-        limits = _as_limits(cost_limits)
+        limits = q_limits(cost_limits)
         if limits.shape != self.cost_limits.shape:
             raise ValueError(f"{limits.numel()} cost_limits cannot replace {self.cost_limits.numel()}")
         self.cost_limits.copy_(limits)
 
-    @dispatch
+    @property
+    def synchronizes(self) -> bool:
+        """False if a call never waits for the device; true for a solver that does not say so."""
+        return self.check_finite or bool(getattr(self.solver, "synchronizes", True))
+
+    @dispatch  # type: ignore[untyped-decorator]  # TensorDict has no types
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the weights of the particles and keep the solution."""
@@ -132,17 +157,14 @@ class EStepProjector(TensorDictModuleBase):
             )
         if self.check_finite:
             self._check_finite(q_reward, q_cost, log_prior)
-        solution = self.solver(
-            q_reward,
-            q_cost,
-            self.epsilon,
-            self.cost_limits,
-            log_prior,
-            infeasible=self.infeasible,
-            init=(self.eta, self.lam) if self.warm_start else None,
-        )
-        self.solution = solution
-        # Recovery multipliers answer another question, and nothing can be learnt from a bound.
+        keywords: dict[str, object] = {}
+        if self._takes_infeasible:
+            keywords["infeasible"] = self.infeasible
+        if self._takes_init and self.warm_start:
+            keywords["init"] = (self.eta, self.lam)
+        solution = self.solver(q_reward, q_cost, self.epsilon, self.cost_limits, log_prior, **keywords)
+        self._solution = solution
+        # The multipliers of a recovery belong to another problem, and a bound says nothing about the next.
         useless = solution.recovered | solution.eta_at_min
         self.eta.copy_(solution.eta).masked_fill_(useless, torch.nan)
         self.lam.copy_(solution.lam).masked_fill_(useless, torch.nan)
@@ -158,13 +180,3 @@ class EStepProjector(TensorDictModuleBase):
                 raise ValueError(f"{key} holds {int(bad.sum())} values that are not finite")
         if log_prior is not None and bool((log_prior.isnan() | log_prior.isposinf()).any()):
             raise ValueError(f"{self.log_prior_key} holds NaN or +inf; log-probabilities are expected")
-
-
-def _as_limits(cost_limits: float | Sequence[float] | Tensor) -> Tensor:
-    limits = torch.as_tensor(cost_limits, dtype=torch.float64).detach().clone()
-    limits = limits.reshape(1) if limits.ndim == 0 else limits
-    if limits.ndim != 1:
-        raise ValueError(f"cost_limits must be [m], one limit per cost, got shape {tuple(limits.shape)}")
-    if not bool((limits.isfinite() & (limits >= 0)).all()):
-        raise ValueError(f"cost_limits={limits.tolist()} must be finite and at least 0 (Q units)")
-    return limits

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
-from safe_components.estep.dual_solver import DualSolver
-from safe_components.estep.recovery import Minimum
-from safe_components.ops.dual import DualProblem
+from safe_components.estep.problem import ScaledProblem
+from safe_components.estep.solve import DualSolver, Minimum, minimum_at
 
 Array = NDArray[np.float64]
 
@@ -20,19 +19,19 @@ Array = NDArray[np.float64]
 class SLSQPDualSolver(DualSolver):
     """SciPy's SLSQP, one problem after the other, on the CPU.
 
-    Solves the problem of :class:`~safe_components.estep.dual_solver.DualSolver`. Kept for comparison:
-    :meth:`published` is what the first CVPO code does. Estimates on another device are copied to the
-    host and the answer back.
+    Solves the problem of :class:`~safe_components.estep.solve.DualSolver`. It is kept for comparison:
+    :meth:`published` has the settings of the first CVPO code. Estimates on another device are copied to the
+    host, and the answer is copied back.
 
     Args:
         max_iterations: SLSQP's own iterations, each of several evaluations.
         ftol: change of the dual's value (in spreads of the reward) at which SLSQP stops.
         finite_differences: let SciPy difference the value instead of using the exact gradient.
-        rescale: work in units of the estimates' spreads; without it on the numbers as they come.
-        tol: KKT residual called converged.
-        eta_min: lower bound of ``eta``, in spreads of the reward.
-        lam_max: upper bound of every ``lam_i``, reward per cost; ``None`` is ``1e6 s_r / s_i``.
-        feasible_tol: violation, in spreads of the costs, below which limits count as met.
+        rescale: whether to work in units of the estimates' spreads or on the numbers as they come.
+        tol: KKT residual that counts as converged.
+        eta_min: lower bound of ``η``, in spreads of the reward.
+        lam_max: upper bound of every ``λ_i``, reward per cost; ``None`` is ``1e6 s_r / s_i``.
+        feasible_tol: violation, in spreads of the costs, up to which limits count as met.
 
     Example:
         >>> generator = torch.Generator().manual_seed(0)
@@ -65,69 +64,60 @@ class SLSQPDualSolver(DualSolver):
 
     @classmethod
     def published(cls, lam_max: float | None = 1e5) -> SLSQPDualSolver:
-        """As the authors' code has it: 10 iterations, finite differences, ``ftol`` 1e-3, no scaling.
+        """Return the authors' settings: 10 iterations, finite differences, ``ftol`` 1e-3, no scaling.
 
-        (They bound ``eta`` and ``lam`` to ``[1e-6, 1e5]`` in the numbers' own units.)
+        (They bound ``η`` and ``λ`` to ``[1e-6, 1e5]`` in the numbers' own units.)
         """
         return cls(max_iterations=10, ftol=1e-3, finite_differences=True, rescale=False, lam_max=lam_max)
 
-    def minimise(
-        self,
-        problem: DualProblem,
-        point: Tensor,
-        lower: Tensor,
-        upper: Tensor,
-        spread: Tensor,
-        enough: Tensor,
-    ) -> Minimum:
-        """See :meth:`DualSolver.minimise`."""
-        shape = point.shape[:-1]
-        unit = torch.ones_like(spread)  # of (eta, lam)
+    def minimize(self, problem: ScaledProblem, start: Tensor) -> Minimum:
+        """See :meth:`~safe_components.estep.solve.DualSolver.minimize`."""
+        dual, unit = problem.dual, torch.ones_like(problem.spread)  # unit of (η, λ)
         if not self.rescale:
-            problem = problem._replace(
-                features=problem.features * spread[..., None, None],
-                cost_limits=problem.cost_limits * spread[..., 1:],
+            spread = problem.spread
+            dual = dual._replace(
+                features=dual.features * spread[..., None, None],
+                cost_limits=dual.cost_limits * spread[..., 1:],
             )
             unit = torch.cat([spread[..., :1], spread[..., :1] / spread[..., 1:]], dim=-1)
-        point, lower, upper = point * unit, lower * unit, upper * unit
-        n, states, particles = problem.features.shape[-3:]
-        features = problem.features.reshape(-1, n, states, particles)
-        limits = problem.cost_limits.expand(*shape, n - 1).reshape(shape.numel(), n - 1)
-        epsilon = problem.epsilon.expand(shape).reshape(-1)
-        log_prior = None if problem.log_prior is None else problem.log_prior.reshape(-1, states, particles)
+        lead, (n, states, particles) = start.shape[:-1], dual.features.shape[-3:]
+
+        def problems(value: Tensor, *shape: int) -> Array:
+            """``value`` of each problem, ``[problems, *shape]``."""
+            return value.expand((*lead, *shape)).reshape(lead.numel(), *shape).cpu().numpy()
+
+        starts, lows, highs = (problems(x * unit, n) for x in (start, problem.lower, problem.upper))
+        features = problems(dual.features, n, states, particles)
+        epsilons, limits = problems(dual.epsilon), problems(dual.cost_limits, n - 1)
+        priors = None if dual.log_prior is None else problems(dual.log_prior, states, particles)
         points, evaluations = [], []
-        for i, (start, low, high) in enumerate(
-            zip(point.reshape(-1, n), lower.reshape(-1, n), upper.reshape(-1, n), strict=True)
-        ):
-            dual = _NumpyDual(
-                features[i].cpu().numpy(),
-                None if log_prior is None else log_prior[i].cpu().numpy(),
-                float(epsilon[i]),
-                limits[i].cpu().numpy(),
+        for i, (point, low, high) in enumerate(zip(starts, lows, highs, strict=True)):
+            function = _NumpyDual(
+                features[i], None if priors is None else priors[i], float(epsilons[i]), limits[i]
             )
             result = minimize(
-                dual.value if self.finite_differences else dual.value_and_gradient,
-                start.cpu().numpy(),
+                function.value if self.finite_differences else function.value_and_gradient,
+                point,
                 jac=None if self.finite_differences else True,
                 method="SLSQP",
                 bounds=list(zip(low.tolist(), high.tolist(), strict=True)),
                 options={"ftol": self.ftol, "maxiter": self.max_iterations},
             )
-            points.append(np.clip(result.x, low.cpu().numpy(), high.cpu().numpy()))
-            evaluations.append(dual.evaluations)
-        found = torch.from_numpy(np.stack(points)).to(point).reshape(point.shape)
-        return Minimum(found / unit, torch.tensor(evaluations, device=point.device).reshape(shape))
+            points.append(np.clip(result.x, low, high))
+            evaluations.append(function.evaluations)
+        found = torch.from_numpy(np.stack(points)).to(start).reshape(start.shape) / unit
+        return minimum_at(problem, found, torch.tensor(evaluations, device=start.device).reshape(lead))
 
 
 class _NumpyDual:
-    """The dual of one problem as SciPy wants it."""
+    """The dual of a single problem, in the form that SciPy takes."""
 
     def __init__(self, features: Array, log_prior: Array | None, epsilon: float, limits: Array) -> None:
         self.reward, self.cost = features[0], features[1:]
         self.log_prior, self.epsilon, self.limits = log_prior, epsilon, limits
         self.evaluations = 0
 
-    def _parts(self, x: Array) -> tuple[Array, Array, Array, float]:
+    def _partition(self, x: Array) -> tuple[Array, Array, Array, float]:
         self.evaluations += 1
         combined = self.reward - np.tensordot(x[1:], self.cost, axes=1)
         z = combined / x[0]
@@ -142,11 +132,11 @@ class _NumpyDual:
         return combined, weight, total, log_partition
 
     def value(self, x: Array) -> float:
-        *_, log_partition = self._parts(x)
+        *_, log_partition = self._partition(x)
         return float(x[0] * (self.epsilon + log_partition) + x[1:] @ self.limits)
 
     def value_and_gradient(self, x: Array) -> tuple[float, Array]:
-        combined, weight, total, log_partition = self._parts(x)
+        combined, weight, total, log_partition = self._partition(x)
         weight = weight / total
         expected = (weight * combined).sum(-1).mean() / x[0]
         costs = (weight * self.cost).sum(-1).mean(-1)

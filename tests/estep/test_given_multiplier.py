@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from devices import DEVICES
 from scipy.optimize import brentq
 from tensordict import TensorDict
 
 from safe_components.estep import EStepProjector, GivenMultiplierSolver, NewtonDualSolver, SLSQPDualSolver
-
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def example(m=1, states=30, particles=12, seed=0, dtype=torch.float64):
@@ -67,6 +66,32 @@ def test_without_a_price_the_limit_changes_nothing_and_is_reported():
     assert not bool(low.feasible)
     expected = (free.weight.unsqueeze(-1) * q_cost).sum(1).mean(0)
     torch.testing.assert_close(low.expected_cost, expected)
+
+
+@pytest.mark.parametrize("shift", [0.0, -100.0])
+def test_limits_count_as_met_up_to_a_share_of_the_spread(shift):
+    """The tolerance is the solver's, in spreads: neither the size of costs nor their sign changes it."""
+    q_reward, q_cost = example()
+    spread = float((q_cost - q_cost.mean(1, keepdim=True)).square().mean().sqrt())
+    solver = GivenMultiplierSolver(lambda: torch.ones(1))
+    expected = solver(q_reward, q_cost + shift, 0.1, torch.zeros(1)).expected_cost
+    for margin, feasible in ((2e-6, True), (0.0, True), (-5e-7, True), (-2e-6, False), (-1e-2, False)):
+        solution = solver(q_reward, q_cost + shift, 0.1, expected + margin * spread)
+        assert bool(solution.feasible) == feasible, margin
+
+
+def test_excluded_actions_may_cost_anything():
+    q_reward, q_cost = example()
+    log_prior = torch.zeros_like(q_reward)
+    log_prior[:, 3] = -torch.inf
+    q_cost[:, 3] = torch.nan
+    solution = GivenMultiplierSolver(lambda: torch.ones(1))(q_reward, q_cost, 0.1, torch.ones(1), log_prior)
+    keep = [k for k in range(q_reward.shape[1]) if k != 3]
+    alone = GivenMultiplierSolver(lambda: torch.ones(1))(
+        q_reward[:, keep], q_cost[:, keep], 0.1, torch.ones(1)
+    )
+    torch.testing.assert_close(solution.weight[:, keep], alone.weight)
+    torch.testing.assert_close(solution.expected_cost, alone.expected_cost)
 
 
 def test_inside_the_projector_it_follows_a_multiplier_that_moves():

@@ -1,14 +1,14 @@
-"""What only the Newton solver promises: speed of convergence, degenerate problems, no synchronisation."""
+"""What only the Newton solver promises: speed of convergence, degenerate problems, no synchronization."""
 
 import math
 
 import pytest
 import torch
+from devices import DEVICES
+from tensordict import TensorDict
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from safe_components.estep import NewtonDualSolver
-
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+from safe_components.estep import AdamDualSolver, EStepProjector, GivenMultiplierSolver, NewtonDualSolver
 
 
 def example(m=1, lead=(), seed=0, states=50, particles=16):
@@ -81,32 +81,71 @@ def test_a_batch_of_problems_equals_a_loop(device):
                 torch.testing.assert_close(vars(together)[name][i, j], value, rtol=1e-6, atol=1e-9)
 
 
-class NoHostReads(TorchDispatchMode):
-    """Fails where a tensor's value reaches Python or decides a shape."""
+class WithoutTheHost(TorchDispatchMode):
+    """Fails where a value reaches Python, decides a shape, or comes from Python in a tensor's memory.
+
+    ``lift_fresh`` is the entry of a tensor made of Python numbers; assigning a number to a slice makes one.
+    Its copy to the device cannot be captured in a CUDA graph.
+    """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = str(func)
-        banned = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique")
+        banned = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "lift_fresh")
         assert not any(word in name for word in banned), name
         return func(*args, **(kwargs or {}))
+
+
+def test_the_guard_notices_reads_and_copies():
+    x = torch.zeros(2)
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), WithoutTheHost():
+        float(x[0])
+    with pytest.raises(AssertionError, match="lift_fresh"), WithoutTheHost():
+        x[0] = 1.0
+    with WithoutTheHost():
+        x.select(0, 0).fill_(1.0)
+    assert x.tolist() == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("m", [0, 1, 3])
 @pytest.mark.parametrize("level", [1.9, 0.5])  # can be met, and cannot
-def test_the_fixed_mode_reads_nothing_and_answers_the_same(m, level, device):
+@pytest.mark.parametrize(("infeasible", "lam_max"), [("recover", None), ("clip", 2.0)])
+def test_the_fixed_mode_leaves_the_host_alone_and_answers_the_same(m, level, infeasible, lam_max, device):
     q_reward, q_cost, _ = (x.to(device) for x in example(m))
     limits = torch.full((m,), level, dtype=torch.float64, device=device)
     epsilon = torch.tensor(0.1, dtype=torch.float64, device=device)
-    adaptive = NewtonDualSolver()(q_reward, q_cost, epsilon, limits)
-    with NoHostReads():
-        fixed = NewtonDualSolver(fixed_iterations=25)(q_reward, q_cost, epsilon, limits)
+    problem = q_reward, q_cost, epsilon, limits
+    adaptive = NewtonDualSolver(lam_max=lam_max)(*problem, infeasible=infeasible)
+    solve = NewtonDualSolver(fixed_iterations=25, lam_max=lam_max)
+    with WithoutTheHost():
+        fixed = solve(*problem, infeasible=infeasible)
+        warm = solve(*problem, infeasible=infeasible, init=(fixed.eta, fixed.lam))
     assert bool(fixed.feasible) == (m == 0 or level == 1.9)
     for name, value in vars(adaptive).items():
         if name != "iterations":
             torch.testing.assert_close(vars(fixed)[name], value, rtol=1e-9, atol=1e-12)
-    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoHostReads():
-        NewtonDualSolver()(q_reward, q_cost, epsilon, limits)
+    torch.testing.assert_close(warm.weight, fixed.weight, rtol=1e-6, atol=1e-9)
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), WithoutTheHost():
+        NewtonDualSolver()(*problem)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("level", [1.9, 0.5])
+@pytest.mark.parametrize("kind", ["newton", "adam", "given"])
+def test_the_projector_leaves_the_host_alone_with_such_a_solver(kind, level, device):
+    lam = torch.ones(1, device=device)
+    newton = NewtonDualSolver(fixed_iterations=10)
+    solver = {"newton": newton, "adam": AdamDualSolver(steps=5)}.get(kind)
+    solver = solver or GivenMultiplierSolver(lambda: lam, newton)
+    q_reward, q_cost, _ = (x.to(device) for x in example(1))
+    data = TensorDict(particles={"q_reward": q_reward, "q_cost": q_cost}, batch_size=[len(q_reward)])
+    projector = EStepProjector(0.1, level, solver, check_finite=False).to(device)
+    assert not projector.synchronizes
+    projector(data)  # the first call makes the constants of this device
+    with WithoutTheHost():
+        projector(data)
+    assert EStepProjector(0.1, level, solver).synchronizes  # its check for values that are not finite waits
+    assert EStepProjector(0.1, level, check_finite=False).synchronizes
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")

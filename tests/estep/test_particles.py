@@ -1,5 +1,8 @@
+"""Particles: their distribution, their scores, parameters from elsewhere, and the keys they write."""
+
 import pytest
 import torch
+from devices import DEVICES
 from tensordict import TensorDict, TensorDictParams
 from tensordict.nn import TensorDictModule
 from torch import nn
@@ -7,8 +10,6 @@ from torch.distributions import MultivariateNormal
 from torchrl.modules import ProbabilisticActor
 
 from safe_components.estep import EStepProjector, ParticleSampler
-
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 class Head(nn.Module):
@@ -27,22 +28,29 @@ class Head(nn.Module):
 
 
 class Critic(nn.Module):
-    """Two members, quadratic in the action."""
+    """Members of reward and costs, quadratic in the action."""
 
-    def __init__(self, outputs):
+    def __init__(self, costs=3):
         super().__init__()
-        self.centre = nn.Parameter(torch.randn(2, outputs, 2))
+        self.reward_center = nn.Parameter(torch.randn(2, 1, 2))
+        self.cost_center = nn.Parameter(torch.randn(4, costs, 2))
+        self.calls = 0
 
     def forward(self, observation, action):
-        centre = self.centre[:, None, None]
-        return -(action[None, :, :, None] - centre).square().sum(-1) + observation.sum(-1)[:, None, None]
+        self.calls += 1
+
+        def scores(center):
+            distance = (action[None, :, :, None] - center[:, None, None]).square().sum(-1)
+            return observation.sum(-1)[:, None, None] - distance
+
+        return scores(self.reward_center), scores(self.cost_center)
 
 
 @pytest.fixture
 def parts():
     torch.manual_seed(0)
     policy = TensorDictModule(Head(), in_keys=["observation"], out_keys=["loc", "scale_tril"])
-    return policy, Critic(1), Critic(3)
+    return policy, Critic()
 
 
 def states(batch=4):
@@ -51,8 +59,8 @@ def states(batch=4):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_keys_shapes_and_dtypes(parts, device):
-    policy, reward, cost = (part.to(device) for part in parts)
-    sampler = ParticleSampler(policy, reward, cost, num_particles=8)
+    policy, critic = (part.to(device) for part in parts)
+    sampler = ParticleSampler(policy, critic, num_particles=8)
     data = states().to(device)
     assert sampler(data) is data
     shapes = {key: tuple(value.shape) for key, value in data["particles"].items()}
@@ -73,34 +81,46 @@ def test_keys_shapes_and_dtypes(parts, device):
 
 
 def test_scores_are_the_critics_reduced(parts):
-    policy, reward, cost = parts
+    policy, critic = parts
     for how, reduce in (("min", "amin"), ("mean", "mean"), ("max", "amax")):
-        sampler = ParticleSampler(policy, reward, cost, 8, reward_aggregate=how, cost_aggregate=how)
+        sampler = ParticleSampler(policy, critic, 8, reward_aggregate=how, cost_aggregate=how)
         data = sampler(states())
-        action = data["particles", "action"]
-        members = reward(data["observation"], action)
-        torch.testing.assert_close(data["particles", "q_reward"], getattr(members, reduce)(0).squeeze(-1))
-        members = cost(data["observation"], action)
-        torch.testing.assert_close(data["particles", "q_cost"], getattr(members, reduce)(0))
-    sampler = ParticleSampler(policy, reward, cost, 8, cost_aggregate="conservative", cost_std_coef=2.0)
+        rewards, costs = critic(data["observation"], data["particles", "action"])
+        torch.testing.assert_close(data["particles", "q_reward"], getattr(rewards, reduce)(0).squeeze(-1))
+        torch.testing.assert_close(data["particles", "q_cost"], getattr(costs, reduce)(0))
+    sampler = ParticleSampler(policy, critic, 8, cost_aggregate="conservative", std_coef=2.0)
     data = sampler(states())
-    members = cost(data["observation"], data["particles", "action"])
-    torch.testing.assert_close(
-        data["particles", "q_cost"], members.mean(0) + 2.0 * members.std(0, correction=0)
-    )
+    _, costs = critic(data["observation"], data["particles", "action"])
+    torch.testing.assert_close(data["particles", "q_cost"], costs.mean(0) + 2.0 * costs.std(0, correction=0))
+
+
+def test_reward_and_costs_are_scored_in_one_call(parts):
+    sampler = ParticleSampler(*parts, 8)
+    sampler(states())
+    assert parts[1].calls == 1
+    assert not sampler.synchronizes
+
+
+def test_the_noise_is_the_only_draw(parts):
+    torch.manual_seed(7)
+    data = ParticleSampler(*parts, 8)(states())
+    torch.manual_seed(7)
+    observation = torch.randn(4, 2)
+    loc, tril = parts[0].module(observation)
+    torch.testing.assert_close(data["particles", "action"], loc.unsqueeze(1) + torch.randn(4, 8, 2) @ tril.mT)
 
 
 @pytest.mark.parametrize("antithetic", [False, True])
 def test_actions_follow_the_reference_distribution(parts, antithetic):
-    policy, reward, _ = parts
+    policy, critic = parts
     number = 40_000
-    data = ParticleSampler(policy, reward, None, number, antithetic=antithetic)(states())
+    data = ParticleSampler(policy, critic, number, antithetic=antithetic)(states())
     loc, tril = data["particles", "loc"], data["particles", "scale_tril"]
     expected_loc, expected_tril = policy.module(data["observation"])
     torch.testing.assert_close(loc, expected_loc)
     torch.testing.assert_close(tril, expected_tril)
-    centred = (data["particles", "action"] - loc.unsqueeze(1)).double()
-    white = torch.linalg.solve_triangular(tril.double().unsqueeze(1), centred.unsqueeze(-1), upper=False)
+    centered = (data["particles", "action"] - loc.unsqueeze(1)).double()
+    white = torch.linalg.solve_triangular(tril.double().unsqueeze(1), centered.unsqueeze(-1), upper=False)
     white = white.squeeze(-1)
     # Five standard errors of a mean (0.005) and of a variance (0.007) of 40,000 draws; antithetic
     # draws have half as many independent squares.
@@ -110,7 +130,7 @@ def test_actions_follow_the_reference_distribution(parts, antithetic):
 
 
 def test_a_probabilistic_actor_gives_its_parameters(parts):
-    policy, reward, cost = parts
+    policy, critic = parts
     actor = ProbabilisticActor(
         policy,
         in_keys=["loc", "scale_tril"],
@@ -119,28 +139,20 @@ def test_a_probabilistic_actor_gives_its_parameters(parts):
     )
     data = states()
     torch.manual_seed(1)
-    a = ParticleSampler(actor, reward, cost, 8)(data.clone())
+    a = ParticleSampler(actor, critic, 8)(data.clone())
     torch.manual_seed(1)
-    b = ParticleSampler(policy, reward, cost, 8)(data.clone())
+    b = ParticleSampler(policy, critic, 8)(data.clone())
     assert (a["particles"] == b["particles"]).all()
 
 
 def test_parameters_are_swapped_in_and_back(parts):
-    policy, reward, cost = parts
+    policy, critic = parts
     data = states()
 
     def zeroed(module):
         return TensorDictParams(TensorDict.from_module(module).data.clone().zero_(), no_convert=True)
 
-    sampler = ParticleSampler(
-        policy,
-        reward,
-        cost,
-        8,
-        policy_params=zeroed(policy),
-        reward_params=zeroed(reward),
-        cost_params=zeroed(cost),
-    )
+    sampler = ParticleSampler(policy, critic, 8, policy_params=zeroed(policy), critic_params=zeroed(critic))
     before = [p.clone() for part in parts for p in part.parameters()]
     sampler(data)
     after = [p for part in parts for p in part.parameters()]
@@ -153,9 +165,9 @@ def test_parameters_are_swapped_in_and_back(parts):
 
 
 def test_swapped_parameters_are_read_at_each_call(parts):
-    policy, reward, _ = parts
+    policy, critic = parts
     params = TensorDictParams(TensorDict.from_module(policy).data.clone(), no_convert=True)
-    sampler = ParticleSampler(policy, reward, None, 8, policy_params=params)
+    sampler = ParticleSampler(policy, critic, 8, policy_params=params)
     first = sampler(states())["particles", "loc"]
     assert first.abs().max() > 0
     params.data.zero_()
@@ -168,40 +180,23 @@ def test_the_networks_stay_with_their_owners(parts):
     assert sampler.state_dict() == {}
 
 
-def test_no_constraint_end_to_end(parts):
-    policy, reward, _ = parts
-    data = EStepProjector(0.1, [])(ParticleSampler(policy, reward, None, 8)(states()))
+@pytest.mark.parametrize("costs", ["single tensor", "no costs"])
+def test_no_constraint_end_to_end(parts, costs):
+    policy, critic = parts[0], Critic(costs=0)
+    of_reward = critic if costs == "no costs" else lambda observation, action: critic(observation, action)[0]
+    data = EStepProjector(0.1, [])(ParticleSampler(policy, of_reward, 8)(states()))
     assert data["particles", "q_cost"].shape == (4, 8, 0)
     weight, q = data["particles", "weight"], data["particles", "q_reward"]
     assert (weight * q).sum(1).mean() > q.mean()
 
 
-def test_one_critic_may_score_reward_and_costs(parts):
-    policy, reward, cost = parts
-
-    def both(observation, action):
-        return torch.cat([reward(observation, action), cost(observation, action)], -1)
-
-    def split(value):
-        return value[..., :1], value[..., 1:]
-
-    torch.manual_seed(1)
-    together = ParticleSampler(policy, both, None, 8, split=split)(states())
-    torch.manual_seed(1)
-    apart = ParticleSampler(policy, reward, cost, 8)(states())
-    for key in ("q_reward", "q_cost", "action"):
-        torch.testing.assert_close(together["particles", key], apart["particles", key])
-    with pytest.raises(ValueError, match="cost_critic=None"):
-        ParticleSampler(policy, both, cost, 8, split=split)
-
-
 def test_bad_input_is_named(parts):
-    policy, reward, cost = parts
+    policy, critic = parts
     with pytest.raises(ValueError, match="num_particles=1"):
-        ParticleSampler(policy, reward, cost, 1)
+        ParticleSampler(policy, critic, 1)
     with pytest.raises(ValueError, match="num_particles=7 must be even"):
-        ParticleSampler(policy, reward, cost, 7, antithetic=True)
-    with pytest.raises(ValueError, match="one output"):
-        ParticleSampler(policy, cost, cost, 8)(states())
-    with pytest.raises(ValueError, match=r"cost_critic must return \[E, B, K, outputs\].*\(4, 8\)"):
-        ParticleSampler(policy, reward, lambda o, a: a.sum(-1), 8)(states())
+        ParticleSampler(policy, critic, 7, antithetic=True)
+    with pytest.raises(ValueError, match=r"reward as \[E, B, K, 1\].*\(4, 4, 8, 3\)"):
+        ParticleSampler(policy, lambda o, a: critic(o, a)[1], 8)(states())
+    with pytest.raises(ValueError, match=r"costs as \[E, B, K, m\].*\(4, 8\)"):
+        ParticleSampler(policy, lambda o, a: (critic(o, a)[0], a.sum(-1)), 8)(states())

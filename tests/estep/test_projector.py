@@ -1,5 +1,8 @@
+"""The E-step as a TensorDict module: keys, state, warm starts, solvers it accepts, errors."""
+
 import pytest
 import torch
+from devices import DEVICES
 from tensordict import TensorDict
 
 from safe_components.estep import (
@@ -8,8 +11,6 @@ from safe_components.estep import (
     NewtonDualSolver,
     SLSQPDualSolver,
 )
-
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def batch(m=1, seed=0, dtype=torch.float32, device="cpu", **extra):
@@ -26,7 +27,8 @@ def batch(m=1, seed=0, dtype=torch.float32, device="cpu", **extra):
 def test_writes_weights_and_keeps_the_solution(m, dtype, device):
     data = batch(m, dtype=dtype, device=device)
     projector = EStepProjector(0.1, [2.1] * m).to(device)
-    assert projector.solution is None
+    with pytest.raises(RuntimeError, match="no solution yet"):
+        _ = projector.solution
     result = projector(data)
     assert result is data
     weight = data["particles", "weight"]
@@ -75,6 +77,32 @@ def test_any_solver(solver):
     exact = EStepProjector(0.1, 1.9)(batch())["particles", "weight"]
     weight = EStepProjector(0.1, 1.9, solver=solver)(batch())["particles", "weight"]
     torch.testing.assert_close(weight, exact, rtol=0.01, atol=1e-3)
+
+
+def only_documented(q_reward, q_cost, epsilon, cost_limits, log_prior=None):
+    return NewtonDualSolver()(q_reward, q_cost, epsilon, cost_limits, log_prior)
+
+
+class DeclaresInit(torch.nn.Module):
+    def forward(self, q_reward, q_cost, epsilon, cost_limits, log_prior=None, *, init=None):
+        self.last = init
+        return NewtonDualSolver()(q_reward, q_cost, epsilon, cost_limits, log_prior, init=init)
+
+
+@pytest.mark.parametrize("solver", [only_documented, DeclaresInit()], ids=["documented", "init"])
+def test_a_solver_gets_the_keywords_that_it_declares(solver):
+    projector, own = (
+        EStepProjector(0.1, 1.9, solver),
+        EStepProjector(0.1, 1.9, warm_start=solver is not only_documented),
+    )
+    for seed in range(2):
+        data, same = batch(seed=seed), batch(seed=seed)
+        assert torch.equal(projector(data)["particles", "weight"], own(same)["particles", "weight"])
+    assert projector.synchronizes
+    if solver is not only_documented:
+        assert bool(solver.last[0].isfinite())
+    with pytest.raises(ValueError, match="infeasible='clip' needs a solver that declares"):
+        EStepProjector(0.1, 1.9, solver, "clip")
 
 
 def test_multipliers_are_kept_for_the_next_batch_and_in_checkpoints():
@@ -127,6 +155,22 @@ def test_recovery_multipliers_are_not_carried_over():
     assert bool(projector.solution.feasible)
 
 
+def test_a_temperature_at_its_bound_is_not_carried_over():
+    """Q_c = Q_r: the ball does not bind, so η stops at a bound that says nothing about the next batch."""
+    data = batch()
+    data["particles", "q_cost"] = data["particles", "q_reward"].unsqueeze(-1)
+    projector = EStepProjector(0.1, 0.02)
+    projector(data)
+    assert bool(projector.solution.eta_at_min)
+    assert not bool(projector.solution.recovered)
+    assert bool(projector.eta.isnan())
+    assert bool(projector.lam.isnan().all())
+    fresh = EStepProjector(0.1, 2.1)
+    projector.set_cost_limits(2.1)
+    assert torch.equal(projector(batch())["particles", "weight"], fresh(batch())["particles", "weight"])
+    assert int(projector.solution.iterations) == int(fresh.solution.iterations)
+
+
 @pytest.mark.parametrize("infeasible", ["recover", "clip"])
 def test_infeasible_is_flagged_either_way(infeasible):
     projector = EStepProjector(0.1, 0.0, infeasible=infeasible)
@@ -146,8 +190,19 @@ def test_limits_follow_a_schedule():
     assert float(projector.solution.expected_cost) == pytest.approx(1.9)
     with pytest.raises(ValueError, match="2 cost_limits cannot replace 1"):
         projector.set_cost_limits([1.0, 2.0])
-    with pytest.raises(ValueError, match="at least 0"):
-        projector.set_cost_limits(-1.0)
+    with pytest.raises(ValueError, match="finite"):
+        projector.set_cost_limits(torch.nan)
+
+
+def test_limits_may_be_negative():
+    """Those of an advantage: costs and limit are moved by the same amount, so the weights stay."""
+    data = batch(dtype=torch.float64)
+    weight = EStepProjector(0.1, 1.9)(data)["particles", "weight"].clone()
+    data["particles", "q_cost"] -= 3.0
+    projector = EStepProjector(0.1, 5.0)
+    projector.set_cost_limits([-1.1])
+    torch.testing.assert_close(projector(data)["particles", "weight"], weight, rtol=1e-6, atol=1e-9)
+    assert float(projector.solution.expected_cost) == pytest.approx(-1.1)
 
 
 def test_excluded_actions_may_hold_anything():
@@ -166,7 +221,7 @@ def test_excluded_actions_may_hold_anything():
         ((0.0, 1.0), r"epsilon=0\.0 must be positive"),
         ((-1.0, 1.0), r"epsilon=-1\.0"),
         ((float("nan"), 1.0), "epsilon=nan"),
-        ((0.1, -1.0), "at least 0"),
+        ((0.1, -torch.inf), "finite"),
         ((0.1, [1.0, float("nan")]), "finite"),
         ((0.1, [[1.0]]), r"\[m\]"),
         ((0.1, 1.0, None, "ignore"), "infeasible='ignore'"),

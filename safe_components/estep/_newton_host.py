@@ -1,4 +1,9 @@
-"""Projected Newton for one E-step, whose few numbers are the host's."""
+"""The fast twin of ``newton.py`` for a single problem, with its unknowns held as Python floats.
+
+A Newton step for two or three multipliers takes some dozens of operations. As operations on tensors they
+would take longer than a pass over all particles, so the host reads the sums of each pass, and the rest is
+arithmetic on floats. ``tests/laws/test_newton_twins.py`` holds both equal.
+"""
 
 from __future__ import annotations
 
@@ -7,75 +12,60 @@ import math
 import torch
 from torch import Tensor
 
-from safe_components.estep.recovery import Found, Minimum
-from safe_components.ops.dual import DualProblem
+from safe_components.estep.problem import DualProblem, ScaledProblem
+from safe_components.estep.solve import Minimum
 
 _Vector = list[float]
 
 
-def minimise_one(
-    problem: DualProblem,
-    point: Tensor,
-    lower: Tensor,
-    upper: Tensor,
-    enough: Tensor,
-    tol: float,
-    max_iterations: int,
-) -> Minimum:
-    """What `NewtonDualSolver` does to many problems at once, for a single one: ``point`` is ``[1 + m]``.
-
-    A Newton step of two or three multipliers is some dozens of operations on numbers; as operations on
-    tensors they would take longer than the pass over all particles. So the host reads what an evaluation of
-    the dual finds, and the rest is arithmetic.
-    """
-    low, high, at = lower.tolist(), upper.tolist(), point.tolist()
-    epsilon, limits, good = float(problem.epsilon), problem.cost_limits.tolist(), float(enough)
-
-    look = _Pass(problem)
+def minimize_one(problem: ScaledProblem, start: Tensor, tol: float, max_iterations: int) -> Minimum:
+    """Do what :class:`~safe_components.estep.NewtonDualSolver` does, for ``start`` ``[1 + m]``."""
+    dual, at, low, high = problem.dual, start.tolist(), problem.lower.tolist(), problem.upper.tolist()
+    epsilon, limits, below = float(dual.epsilon), dual.cost_limits.tolist(), float(problem.unreachable_below)
+    moments = _Moments(dual)
 
     def evaluate(eta: float, *lam: float) -> tuple[float, _Vector, _Vector]:
         """Value, gradient, and expectation of z and the costs."""
-        log_partition, *mean = look([1.0 / eta, *(-price / eta for price in lam)])
-        room = epsilon + log_partition
-        gradient = [room - mean[0], *(d - cost for d, cost in zip(limits, mean[1:], strict=True))]
-        value = eta * room + sum(price * d for price, d in zip(lam, limits, strict=True))
+        log_partition, *mean = moments([1.0 / eta, *(-price / eta for price in lam)])
+        slope = epsilon + log_partition
+        gradient = [slope - mean[0], *(d - cost for d, cost in zip(limits, mean[1:], strict=True))]
+        value = eta * slope + sum(price * d for price, d in zip(lam, limits, strict=True))
         return value, gradient, mean
 
     value, gradient, mean = evaluate(*at)
-    radius, iterations, here = 1.0, 1, True
+    radius, iterations, accept = 1.0, 1, True
     hessian: list[_Vector] = []
     for _ in range(max_iterations):
-        if _residual(gradient, at, low, high, epsilon) <= tol or value < good:
+        if _residual(gradient, at, low, high, epsilon) <= tol or value < below:
             break
-        if here:
-            hessian = [[entry / at[0] for entry in row] for row in look.covariance()]
-        step, length = _newton_step(at, gradient, hessian, low, high, radius)
+        if accept:
+            hessian = [[entry / at[0] for entry in row] for row in moments.covariance()]
+        step, size = _newton_step(at, gradient, hessian, low, high, radius)
         trial = [
             min(max(x + move, least), most) for x, move, least, most in zip(at, step, low, high, strict=True)
         ]
         new = evaluate(*trial)
         iterations += 1
         promised = sum(slope * (to - x) for slope, to, x in zip(gradient, trial, at, strict=True))
-        here = new[0] <= value + 1e-4 * promised + 1e-14 * (1.0 + abs(value) + sum(at))
-        if here:
+        accept = new[0] <= value + 1e-4 * promised + 1e-14 * (1.0 + abs(value) + sum(at))
+        if accept:
             at, radius = trial, min(4.0 * radius, 1.0)
             value, gradient, mean = new
         else:
-            radius = 0.25 * min(radius, length)
+            radius = 0.25 * min(radius, size)
 
-    if not here:
+    if not accept:  # the weights must be those at the last accepted point
         value, gradient, mean = evaluate(*at)
     reward = at[0] * mean[0] + sum(price * cost for price, cost in zip(at[1:], mean[1:], strict=True))
     residual = _residual(gradient, at, low, high, epsilon)
-    found = Found(at, value, gradient, [reward, *mean[1:]], residual, iterations, look.weight)
-    return Minimum(point.new_tensor(at), torch.tensor(iterations, device=point.device), found)
+    return Minimum(at, value, gradient, [reward, *mean[1:]], residual, moments.weight, iterations)
 
 
-class _Pass:
-    """`dual_moments` of one problem, as numbers, in memory that every evaluation uses again.
+class _Moments:
+    """The moments in ``dual_terms`` of a single problem, as floats.
 
-    Fresh memory would be cold, and half of the calls would only arrange it. What `weight` and `covariance`
-    give belongs to the last call.
+    Every evaluation uses the same memory, because fresh memory would be cold. ``weight`` and ``covariance``
+    belong to the last call.
     """
 
     def __init__(self, problem: DualProblem) -> None:
@@ -84,14 +74,14 @@ class _Pass:
         self._x = torch.empty_like(features)  # z, then the costs
         self._x[1:] = features[1:]
         self._z, self._row = self._x[0], self._x[0].view(-1)
-        self._product, self._centred = torch.empty_like(features), torch.empty_like(features)
-        self._left, self._right = self._product.flatten(1), self._centred.flatten(1).mT
+        self._product, self._centered = torch.empty_like(features), torch.empty_like(features)
+        self._left, self._right = self._product.flatten(1), self._centered.flatten(1).mT
         self.weight = torch.empty_like(self._z)
         self._log_prior, self._states = problem.log_prior, features.shape[1]
         self._log_particles = math.log(features.shape[2]) if problem.log_prior is None else 0.0
 
     def __call__(self, theta: _Vector) -> _Vector:
-        """Log-partition, then the mean of ``x``."""
+        """Log-partition, then the mean of ``x``, for ``z = theta · features``."""
         torch.mv(self._features, self._features.new_tensor(theta), out=self._row)
         logits = self._z if self._log_prior is None else self._z + self._log_prior
         highest = logits.amax(-1, keepdim=True)
@@ -106,25 +96,26 @@ class _Pass:
         return [log_sum - self._log_particles, *mean]
 
     def covariance(self) -> list[_Vector]:
-        """Of ``x``, ``[1 + m, 1 + m]``."""
-        torch.sub(self._x, self._of_state, out=self._centred)
-        torch.mul(self.weight, self._centred, out=self._product)
-        return torch.mm(self._left, self._right).div_(self._states).tolist()
+        """``mean_b Cov_q(x, x)``, ``[1 + m, 1 + m]``."""
+        torch.sub(self._x, self._of_state, out=self._centered)
+        torch.mul(self.weight, self._centered, out=self._product)
+        second: list[_Vector] = torch.mm(self._left, self._right).div_(self._states).tolist()
+        return second
 
 
 def _residual(gradient: _Vector, at: _Vector, low: _Vector, high: _Vector, epsilon: float) -> float:
-    """`kkt_residual` of one problem."""
-    room = [
+    """``kkt_residual`` of a single problem."""
+    factors = [
         x - least if slope > 0 else max(x - most, -1.0)
         for slope, x, least, most in zip(gradient, at, low, high, strict=True)
     ]
-    return max(-gradient[0] / epsilon, *(slope * r for slope, r in zip(gradient, room, strict=True)))
+    return max(-gradient[0] / epsilon, *(slope * x for slope, x in zip(gradient, factors, strict=True)))
 
 
 def _newton_step(
     at: _Vector, gradient: _Vector, hessian: list[_Vector], low: _Vector, high: _Vector, radius: float
 ) -> tuple[_Vector, float]:
-    """The step of the same name in ``newton.py``, which says what it is."""
+    """``newton._newton_step`` of a single problem."""
     size = len(at)
     free = [at[i] > low[i] if gradient[i] > 0 else at[i] < high[i] for i in range(size)]
     rows = [
