@@ -1,12 +1,7 @@
 """The M-step: weighted maximum likelihood inside a trust region."""
 
+from safe_components.mstep.likelihood import DecoupledTerms, decoupled_terms, log_likelihood
 from safe_components.mstep.loss import Likelihood, MStepLoss
-from safe_components.mstep.moments import (
-    WhitenedMoments,
-    joint_log_likelihood,
-    whitened_moments,
-)
-from safe_components.mstep.objective import DecoupledTerms, OldPolicy, decoupled_terms
 from safe_components.mstep.retraction import Retraction
 from safe_components.mstep.trust_region import (
     HardTrustRegion,
@@ -21,12 +16,9 @@ __all__ = [
     "Likelihood",
     "MStepLoss",
     "NoTrustRegion",
-    "OldPolicy",
     "Retraction",
     "SoftTrustRegion",
     "TrustRegionTerms",
-    "WhitenedMoments",
     "decoupled_terms",
-    "joint_log_likelihood",
-    "whitened_moments",
+    "log_likelihood",
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -13,42 +15,45 @@ from torch import Tensor, nn
 from torchrl.objectives.common import LossModule
 
 from safe_components import keys
-from safe_components.mstep.moments import joint_log_likelihood
-from safe_components.mstep.objective import OldPolicy, decoupled_terms, log_diag
+from safe_components.mstep._fused import OldPolicy, combination, decoupled_terms, joint_log_likelihood
 from safe_components.mstep.trust_region import TrustRegionTerms
 from safe_components.ops import network_outputs, single_network, swapped
 
 Likelihood = Literal["decoupled", "joint"]
+# Entries of what `MStepLoss.prepare` returns.
+_STATE, _OLD_POLICY = "state", "old_policy"
 
 
-class MStepLoss(LossModule):
+class MStepLoss(LossModule):  # type: ignore[misc]  # TorchRL is untyped
     """Weighted maximum likelihood of a Gaussian policy inside a trust region around the old one.
 
         max_θ mean_b Σ_k q_bk [log N(a_bk; μ_θ, Σ_old) + log N(a_bk; μ_old, Σ_θ)]
         s.t.  C_μ = mean_b ½ (μ_θ-μ_old)ᵀ Σ_old⁻¹ (μ_θ-μ_old)                ≤ ε_μ
               C_Σ = mean_b ½ [log|Σ_θ|/|Σ_old| - a + tr(Σ_θ⁻¹ Σ_old)]        ≤ ε_Σ
 
-    in each state ``s_b`` for ``K`` actions ("particles") with the weights ``q`` of the E-step. How the
-    constraints are kept is the ``trust_region``'s business: hard (multipliers), soft (penalties) or none.
-    The likelihood is a *sum* over ``k``. Codes that average over ``k`` instead scale it by ``1/K``
-    against the divergences: their multipliers and penalties times ``K`` are ours.
+    Each state ``s_b`` has ``K`` actions ("particles") with the weights ``q`` of the E-step. The
+    ``trust_region`` decides how the constraints are kept: hard (multipliers), soft (penalties) or not at all.
+    The likelihood is a *sum* over ``k``. Codes that average over ``k`` scale it by ``1/K`` against the
+    divergences: multiply their multipliers and penalties by ``K`` to use them here.
 
-    With ``likelihood="joint"`` the objective is ``mean_b Σ_k q_bk log N(a_bk; μ_θ, Σ_θ)``. The decoupled one
-    (the default, with every trust region) fits the covariance to the spread about the *old* mean, so that
-    a moving mean does not shrink the exploration; its unrestricted optimum is
-    ``μ = E_q a``, ``Σ = E_q (a-μ_old)(a-μ_old)ᵀ``, the joint one's ``Σ = Cov_q a``, which may collapse.
+    With ``likelihood="joint"`` the objective is ``mean_b Σ_k q_bk log N(a_bk; μ_θ, Σ_θ)``. Its unrestricted
+    optimum is ``μ = E_q a``, ``Σ = Cov_q a``, which may collapse. The decoupled objective (the default) fits
+    the covariance to the spread about the *old* mean, so a moving mean does not shrink the exploration. Its
+    unrestricted optimum is ``μ = E_q a``, ``Σ = E_q (a-μ_old)(a-μ_old)ᵀ``.
 
-    The old policy (π_old) is held in ``target_policy_params`` and never receives a gradient: attach
-    ``SoftUpdate`` for a Polyak average or ``HardUpdate`` for a copy every so often. Where the particles
-    come with the Gaussian they were drawn from (``("particles", "loc")``, ``("particles", "scale_tril")``)
-    that one is the old policy of these states and no second forward pass is made.
+    The old policy (π_old) is held in ``target_policy_params`` and never receives a gradient. Attach
+    ``SoftUpdate`` for a Polyak average or ``HardUpdate`` for a periodic copy. If the particles come with the
+    Gaussian they were drawn from (``("particles", "loc")``, ``("particles", "scale_tril")``), that Gaussian
+    is the old policy of these states, and no second forward pass is made.
 
-    Particles enter through their first two moments, computed once per set of particles (the steps that
-    follow on the same tensors use them again) and without gradient; the rest is two triangular solves of
-    ``[B, a, a]`` and two more for the gradient. No determinant and no inverse is formed.
+    An M-step takes several gradient steps on one set of particles. `prepare` computes once what these steps
+    share: the old policy and the first two moments of the particles. A gradient step then needs one
+    triangular solve of ``[B, a, a]``. No determinant is formed, and only triangular factors are inverted.
+    A call on a plain batch prepares it first, every time. `log_likelihood` and `decoupled_terms` state the
+    same objective as plain formulas.
 
-    Reads ``observation`` (what the policy reads), ``("particles", "action") [B, K, a]``,
-    ``("particles", "weight") [B, K]``; renamed with ``set_keys``. Returns scalars, all but the losses
+    Reads ``observation`` (or whatever the policy reads), ``("particles", "action") [B, K, a]`` and
+    ``("particles", "weight") [B, K]``; ``set_keys`` renames them. Returns scalars; all but the losses are
     detached:
 
     | entry | |
@@ -59,21 +64,22 @@ class MStepLoss(LossModule):
     | ``alpha_mean``, ``alpha_cov`` | multipliers or penalty weights |
     | ``alpha_capped`` | whether a multiplier has reached its cap |
     | ``log_likelihood_mean``, ``log_likelihood_cov`` | the two decoupled terms, nats (both always) |
-    | ``log_likelihood`` | the term maximised: their sum, or the joint one |
+    | ``log_likelihood`` | the term maximized: their sum, or the joint one |
     | ``entropy`` | mean entropy of the policy, nats |
 
     Args:
-        policy: TorchRL actor that writes ``loc [B, a]`` and ``scale_tril [B, a, a]``, as `gaussian_policy`.
+        policy: TorchRL actor that writes ``loc [B, a]`` and ``scale_tril [B, a, a]``, such as
+            `gaussian_policy`.
         trust_region: `HardTrustRegion`, `SoftTrustRegion`, `NoTrustRegion` or a module
             ``(C_μ, C_Σ) -> TrustRegionTerms``.
         likelihood: ``"decoupled"`` or ``"joint"``.
-        check_weights: raise if the weights of a state do not sum to 1 within 1e-3. None checks on the CPU
-            only, where it costs no device synchronisation.
+        check_weights: raise if the weights of a state do not sum to 1 within 1e-3. ``None`` checks on the
+            CPU only, because on a GPU the check makes the host wait.
 
     Raises:
-        ValueError: if ``likelihood`` is unknown; in ``forward``, if shapes do not fit or the weights
-            do not sum to 1.
-        KeyError: in ``forward``, if the policy does not write ``loc`` and ``scale_tril``.
+        ValueError: if ``likelihood`` is unknown; in ``prepare`` and ``forward``, if shapes do not fit or the
+            weights do not sum to 1.
+        KeyError: in ``prepare`` and ``forward``, if the policy does not write ``loc`` and ``scale_tril``.
 
     Source: CVPO (Liu et al. 2022, arXiv 2201.11927), M-step; the decoupling is MPO's (Abdolmaleki et al.
     2018, arXiv 1812.02256).
@@ -98,7 +104,8 @@ class MStepLoss(LossModule):
         >>> q = torch.full((5, 8), 1 / 8)
         >>> particles = TensorDict(action=torch.randn(5, 8, 2), weight=q, batch_size=5)
         >>> batch = TensorDict(observation=torch.randn(5, 3), particles=particles, batch_size=5)
-        >>> out = loss(batch)
+        >>> prepared = loss.prepare(batch)
+        >>> out = loss(prepared)  # once per gradient step
         >>> (out["loss_policy"] + out["loss_trust_region"]).backward()
         >>> out["kl_mean"], out["kl_cov"], out["alpha_mean"]
         (tensor(0.), tensor(0.), tensor(1.))
@@ -133,13 +140,20 @@ class MStepLoss(LossModule):
         self.likelihood, self.check_weights = likelihood, check_weights
         self.convert_to_functional(policy, "policy", create_target_params=True)
         self.trust_region = trust_region
-        self.__dict__["_network"] = single_network(policy)  # a part of the policy, no child of its own
-        self._in_place = self._holds_own_parameters()
-        self._last: tuple[list[tuple[Tensor, int]], OldPolicy] | None = None
+        self.__dict__["_network"] = single_network(policy)  # a part of the policy, not a child of the loss
+        # ``policy_params`` wraps the buffers anew; with them, the policy holds the same tensors as the loss.
+        self.policy_params.to_module(policy)
+        self._policy_modules = [m for m in policy.modules() if m._parameters or m._buffers]
+        self.register_buffer("_combination", combination(next(policy.parameters())), persistent=False)
+
+    @property
+    def synchronizes(self) -> bool:
+        """Whether `prepare` makes the host wait for a GPU."""
+        return bool(self.check_weights)
 
     @property
     def in_keys(self) -> list[NestedKey]:
-        """Entries read in every call; the old Gaussian of the particles is optional and not among them."""
+        """Entries that a batch must have; the old Gaussian of the particles is optional."""
         names = self.tensor_keys
         return [*self.policy.in_keys, names.particle_action, names.particle_weight]
 
@@ -163,19 +177,51 @@ class MStepLoss(LossModule):
     def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
         """No value estimator is involved."""
 
-    @dispatch
+    def prepare(self, tensordict: TensorDictBase) -> TensorDict:
+        """Compute what the gradient steps on one set of particles share.
+
+        Args:
+            tensordict: a batch; see the class for the entries read.
+
+        Returns:
+            For `forward` alone: what the policy reads, the old policy and the particles' moments. The entries
+            do not follow later changes of the batch's particles or of ``target_policy_params``.
+        """
+        names = self.tensor_keys
+        loc = tensordict.get(names.particle_loc, None)
+        scale_tril = tensordict.get(names.particle_scale_tril, None)
+        if loc is None or scale_tril is None:
+            with torch.no_grad():
+                loc, scale_tril = self._gaussian(self.target_policy_params, tensordict)
+        action, weight = tensordict[names.particle_action], tensordict[names.particle_weight]
+        self._check(action, weight, loc, scale_tril)
+        old = OldPolicy.of(loc, scale_tril, action, weight, self._combination.to(loc))
+        entries = {_STATE: tensordict.select(*self.policy.in_keys), _OLD_POLICY: TensorDict(old._asdict())}
+        return TensorDict(entries, [])
+
+    @dispatch  # type: ignore[untyped-decorator]  # TensorDict's
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
-        """Compute the losses of a batch; see the class for the entries read and returned."""
-        loc, scale_tril = self._gaussian(self.policy_params, tensordict)
-        with torch.no_grad():
-            old = self._old_policy(tensordict, loc)
+        """Compute the losses.
+
+        Args:
+            tensordict: what `prepare` returned, or a batch, which is then prepared first.
+
+        Returns:
+            The entries that the class lists.
+        """
+        if tensordict.get(_OLD_POLICY, None) is None:
+            tensordict = self.prepare(tensordict)
+        old = OldPolicy(**dict(tensordict.get(_OLD_POLICY).items()))
+        loc, scale_tril = self._gaussian(self.policy_params, tensordict.get(_STATE))
+        if loc.shape != old.loc.shape:
+            raise ValueError(
+                f"the old policy's loc {tuple(old.loc.shape)} does not fit the policy's {tuple(loc.shape)}"
+            )
         fit_mean, fit_cov, kl_mean, kl_cov, entropy = decoupled_terms(old, loc, scale_tril)
         if self.likelihood == "decoupled":
             fit = fit_mean + fit_cov
         else:
-            shift = _solve(old.scale_tril, (loc - old.loc).unsqueeze(-1)).squeeze(-1)
-            ratio = _solve(scale_tril, old.scale_tril)
-            fit = joint_log_likelihood(old.moments, shift, ratio, log_diag(scale_tril)).mean()
+            fit = joint_log_likelihood(old, fit_cov, loc, scale_tril)
         terms: TrustRegionTerms = self.trust_region(kl_mean, kl_cov)
         return TensorDict(
             {
@@ -194,28 +240,13 @@ class MStepLoss(LossModule):
             [],
         )
 
-    def _holds_own_parameters(self) -> bool:
-        """Whether the network computes with the memory of ``policy_params``: nothing to swap then."""
-        network = TensorDict.from_module(self.policy)
-        return all(
-            key in network.keys(True, True)
-            and (tensor.data_ptr(), tensor.dtype) == (network[key].data_ptr(), network[key].dtype)
-            for key, tensor in self.policy_params.items(True, True)
-        )
-
-    def _apply(self, *args: Any, **kwargs: Any) -> MStepLoss:
-        """Move or cast; the network may be left behind."""
-        super()._apply(*args, **kwargs)
-        self._in_place = self._holds_own_parameters()
-        return self
-
     def _gaussian(self, params: TensorDictParams, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
-        """``loc`` and ``scale_tril`` of the policy with these parameters; writes nothing to the input."""
+        """Return the policy's ``loc`` and ``scale_tril`` with these parameters; leave the input as it is."""
+        swap = None if params is self.policy_params and self._policy_is_current() else params
         if self._network is not None:
-            own = self._in_place and params is self.policy_params
-            outputs = network_outputs(self._network, tensordict, None if own else params)
+            outputs = network_outputs(self._network, tensordict, swap)
         else:
-            with swapped(self.policy, params):
+            with swapped(self.policy, swap):
                 outputs = self.policy.get_dist_params(tensordict.select(*self.policy.in_keys))
         names = self.tensor_keys
         loc, scale_tril = outputs.get(names.loc, None), outputs.get(names.scale_tril, None)
@@ -223,54 +254,41 @@ class MStepLoss(LossModule):
             raise KeyError(f"the policy must write {names.loc!r} and {names.scale_tril!r} (see set_keys)")
         return loc, scale_tril
 
-    def _old_policy(self, tensordict: TensorDictBase, loc: Tensor) -> OldPolicy:
-        """The old policy and the particles' moments; kept while the batch's tensors are the same."""
-        names = self.tensor_keys
-        old_loc = tensordict.get(names.particle_loc, None)
-        old_tril = tensordict.get(names.particle_scale_tril, None)
-        if old_loc is None or old_tril is None:
-            old_loc, old_tril = self._gaussian(self.target_policy_params, tensordict)
-        tensors = old_loc, old_tril, tensordict[names.particle_action], tensordict[names.particle_weight]
-        # Changes in place count: every one of them raises a tensor's version.
-        stamp = [(tensor, tensor._version) for tensor in tensors]
-        if self._last is not None and all(
-            new is seen and version == then
-            for (new, version), (seen, then) in zip(stamp, self._last[0], strict=True)
-        ):
-            return self._last[1]
-        self._check(*tensors[2:], loc, *tensors[:2])
-        old = OldPolicy.of(*(tensor.detach() for tensor in tensors))
-        self._last = (stamp, old)
-        return old
+    def _policy_is_current(self) -> bool:
+        """Whether the policy's own tensors are those of ``policy_params``; in a deep copy they are not.
 
-    def _check(
-        self, action: Tensor, weight: Tensor, loc: Tensor, loc_old: Tensor, scale_tril_old: Tensor
-    ) -> None:
-        lead, size = loc.shape[:-1], loc.shape[-1]
-        if (
-            action.ndim != loc.ndim + 1
-            or action.shape[:-2] != lead
-            or action.shape[-1] != size
-            or weight.shape != action.shape[:-1]
-        ):
+        Asked in every call, because a stale answer would send the gradients elsewhere. It saves a swap that
+        takes several times as long.
+        """
+        own = [t for m in self._policy_modules for t in (*m._parameters.values(), *m._buffers.values())]
+        own, held = [t for t in own if t is not None], list(_leaves(self.policy_params))
+        return len(own) == len(held) and all(map(operator.is_, own, held))
+
+    def _check(self, action: Tensor, weight: Tensor, loc: Tensor, scale_tril: Tensor) -> None:
+        size = loc.shape[-1]
+        if scale_tril.shape != (*loc.shape, size):
             raise ValueError(
-                f"particles of shape action [..., K, a], weight [..., K] are needed for a policy with loc "
-                f"{tuple(loc.shape)}, got {tuple(action.shape)} and {tuple(weight.shape)}"
+                f"the old policy's loc {tuple(loc.shape)} and scale_tril {tuple(scale_tril.shape)} do not fit"
             )
-        if loc_old.shape != loc.shape or scale_tril_old.shape != (*loc.shape, size):
+        if weight.shape != action.shape[:-1] or (*weight.shape[:-1], action.shape[-1]) != loc.shape:
             raise ValueError(
-                f"the old policy's loc {tuple(loc_old.shape)} and scale_tril {tuple(scale_tril_old.shape)} "
-                f"do not fit the policy's loc {tuple(loc.shape)}"
+                f"particles of shape action [..., K, a], weight [..., K] are needed for an old policy with "
+                f"loc {tuple(loc.shape)}, got {tuple(action.shape)} and {tuple(weight.shape)}"
             )
         check = self.check_weights if self.check_weights is not None else weight.device.type == "cpu"
         if check:
             error = float((weight.sum(-1) - 1.0).abs().max())
             if not error <= 1e-3:  # also catches NaN
                 raise ValueError(
-                    f"the particles' weights must sum to 1 in every state, they miss it by up to "
-                    f"{error:.3g}; run the E-step first or normalise them"
+                    f"the particles' weights must sum to 1 in every state; they miss it by up to "
+                    f"{error:.3g}. Run the E-step first or normalize them"
                 )
 
 
-def _solve(lower: Tensor, right: Tensor) -> Tensor:
-    return torch.linalg.solve_triangular(lower, right, upper=False)
+def _leaves(params: TensorDictBase) -> Iterator[Tensor]:
+    """Yield the tensors of all levels, a module's own before those of its children."""
+    for value in params.values():
+        if isinstance(value, Tensor):
+            yield value
+        else:
+            yield from _leaves(value)

@@ -1,4 +1,4 @@
-"""How far the M-step may move the policy: hard, soft or not at all restricted."""
+"""Trust regions of the M-step: how far it may move the policy."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 
 class TrustRegionTerms(NamedTuple):
-    """What a trust region adds to the M-step, all scalars.
+    """Terms that a trust region adds to the M-step, all scalars.
 
     Attributes:
-        penalty: ``α_μ C_μ + α_Σ C_Σ``, to be minimised by the policy; no gradient to the multipliers.
-        dual_loss: loss of the multipliers; zero where there are none. No gradient to the policy.
+        penalty: ``α_μ C_μ + α_Σ C_Σ``, minimized by the policy; carries no gradient to the multipliers.
+        dual_loss: loss of the multipliers, zero if there are none; carries no gradient to the policy.
         alpha_mean: ``α_μ``, detached.
         alpha_cov: ``α_Σ``, detached.
-        capped: boolean, whether a multiplier has reached its cap.
+        capped: whether a multiplier has reached its cap, boolean.
     """
 
     penalty: Tensor
@@ -28,7 +28,7 @@ class TrustRegionTerms(NamedTuple):
 
 
 def require_bounds(kl_mean: float, kl_cov: float) -> None:
-    """Refuse bounds that are none."""
+    """Raise ValueError unless both bounds are positive and finite."""
     for name, bound in (("kl_mean", kl_mean), ("kl_cov", kl_cov)):
         if not 0.0 < bound < math.inf:
             raise ValueError(
@@ -41,22 +41,23 @@ class HardTrustRegion(nn.Module):
 
         min_{α ≥ 0} max_θ  L(θ) + α_μ (ε_μ - C_μ(θ)) + α_Σ (ε_Σ - C_Σ(θ))
 
-    The policy takes gradient steps on ``-L + α_μ C_μ + α_Σ C_Σ``; the multipliers ``α = softplus(raw)``
-    take steps on ``dual_loss = α_μ (ε_μ - C_μ) + α_Σ (ε_Σ - C_Σ)``: they grow while a constraint is
-    violated and shrink while it is slack. The slope of the dual is as small as ``ε``, so use an
-    optimiser that is indifferent to scale, such as Adam; a learning rate of 0.01-0.1 suits ``raw``.
+    The policy takes gradient steps on ``-L + α_μ C_μ + α_Σ C_Σ``, and the multipliers ``α = softplus(raw)``
+    take steps on ``dual_loss = α_μ (ε_μ - C_μ) + α_Σ (ε_Σ - C_Σ)``. A multiplier grows while its
+    constraint is violated and shrinks while it is slack. The slope of the dual is as small as ``ε``, so use
+    an optimizer whose steps do not depend on the gradient's scale, such as Adam. A learning rate of 0.01-0.1
+    suits ``raw``.
 
-    Each forward call first projects ``raw`` so that ``min_alpha ≤ α ≤ max_alpha``. The lower end keeps a
-    long slack phase from driving ``raw`` so far down that it returns late; the upper one is off unless
-    asked for, and a multiplier that has reached it is reported (``capped``): then the
-    constraint is no longer enforced, only penalised.
+    Each forward call first projects ``raw`` so that ``min_alpha ≤ α ≤ max_alpha``. Without the lower end, a
+    long slack phase would drive ``raw`` so far down that it returns late. The upper end is optional. A
+    multiplier that has reached it is reported (``capped``), because the constraint is then no longer
+    enforced, only penalized.
 
     Args:
         kl_mean: ``ε_μ``, bound on the divergence caused by the mean, in nats, mean over states.
         kl_cov: ``ε_Σ``, bound on the divergence caused by the covariance, in nats, mean over states.
-        init_alpha: first value of both multipliers, between ``min_alpha`` and ``max_alpha``.
+        init_alpha: initial value of both multipliers, between ``min_alpha`` and ``max_alpha``.
         min_alpha: lower end of both, above 0.
-        max_alpha: upper end of both, or None for no cap.
+        max_alpha: upper end of both; ``None`` means no cap.
 
     Raises:
         ValueError: if a bound is not positive or ``init_alpha`` lies outside its range.
@@ -115,7 +116,7 @@ class HardTrustRegion(nn.Module):
 
 
 class SoftTrustRegion(nn.Module):
-    """Penalties of fixed weight: the policy maximises ``L - coef_mean C_μ - coef_cov C_Σ``.
+    """Penalties of fixed weight: the policy maximizes ``L - coef_mean C_μ - coef_cov C_Σ``.
 
     Args:
         coef_mean: weight of the divergence caused by the mean, per nat, at least 0.
@@ -124,7 +125,7 @@ class SoftTrustRegion(nn.Module):
     Raises:
         ValueError: if a weight is negative or not finite.
 
-    Source: MPO (Abdolmaleki et al. 2018, arXiv 1806.06920), the penalised M-step.
+    Source: MPO (Abdolmaleki et al. 2018, arXiv 1806.06920), the penalized M-step.
 
     Example:
         >>> import torch
@@ -146,7 +147,7 @@ class SoftTrustRegion(nn.Module):
 
 
 class NoTrustRegion(nn.Module):
-    """No restriction: the policy maximises the weighted likelihood alone; divergences are still reported.
+    """No restriction: the policy maximizes the weighted likelihood alone. Divergences are still reported.
 
     Example:
         >>> import torch
@@ -155,7 +156,7 @@ class NoTrustRegion(nn.Module):
     """
 
     def forward(self, kl_mean: Tensor, kl_cov: Tensor) -> TrustRegionTerms:
-        """Zero, whatever the divergences ``C_μ []`` and ``C_Σ []``."""
+        """Zero penalty at any divergences ``C_μ []`` and ``C_Σ []``."""
         return _fixed_terms(torch.zeros_like(kl_mean.detach()), 0.0, 0.0)
 
 

@@ -1,14 +1,16 @@
 """The M-step against torch.distributions, finite differences and problems solved in closed form."""
 
+import copy
 import math
 
 import pytest
 import torch
+from devices import DEVICES
+from host_copies import NoHostCopies
 from scipy.optimize import brentq
 from tensordict import TensorDict
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import nn
-from torch._dynamo import lookup_backend
 from torch.distributions import MultivariateNormal, kl_divergence
 from torchrl.modules import ProbabilisticActor
 from torchrl.objectives import HardUpdate, SoftUpdate
@@ -17,15 +19,12 @@ from safe_components.mstep import (
     HardTrustRegion,
     MStepLoss,
     NoTrustRegion,
-    OldPolicy,
+    Retraction,
     SoftTrustRegion,
-    decoupled_terms,
-    whitened_moments,
 )
 from safe_components.ops import gaussian_kl
 from safe_components.policies import gaussian_policy
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 DOUBLE = torch.float64
 
 
@@ -198,10 +197,11 @@ def test_no_gradient_at_the_old_policy_when_the_weights_say_nothing():
     assert max(g.abs().amax() for g in gradient) < 1e-12
 
 
-def test_old_policy_receives_no_gradient_and_losses_move_only_their_own():
+@pytest.mark.parametrize("likelihood", ["decoupled", "joint"])
+def test_old_policy_receives_no_gradient_and_losses_move_only_their_own(likelihood):
     policy, batch = problem()
     region = HardTrustRegion(0.01, 0.01).to(DOUBLE)
-    loss, _ = attached(policy, region)
+    loss, _ = attached(policy, region, likelihood=likelihood)
     move(policy)
     out = loss(batch)
     out["loss_policy"].backward(retain_graph=True)
@@ -213,14 +213,20 @@ def test_old_policy_receives_no_gradient_and_losses_move_only_their_own():
     assert all(p.grad is None for p in policy.parameters())
     slack = torch.stack([0.01 - out["kl_mean"], 0.01 - out["kl_cov"]])
     torch.testing.assert_close(region.raw.grad, slack * torch.sigmoid(region.raw.detach()))
-    for key in ("loc", "scale_tril"):  # a reference given with the particles gets none either
-        batch["particles", key] = getattr(policy.get_dist(batch), key)
+
+
+@pytest.mark.parametrize("likelihood", ["decoupled", "joint"])
+def test_an_old_policy_given_with_the_particles_receives_no_gradient(likelihood):
+    policy, batch = problem()
+    loss, _ = attached(policy, HardTrustRegion(0.01, 0.01), likelihood=likelihood)
+    for key in ("loc", "scale_tril"):
+        batch["particles", key] = getattr(policy.get_dist(batch), key).detach().requires_grad_()
     given = loss(batch)
     assert given["kl_mean"] == 0.0
     assert given["kl_cov"].abs() < 1e-12
-    policy.zero_grad()
     given["loss_policy"].backward()
     assert all(p.grad is not None for p in policy.parameters())
+    assert all(batch["particles", key].grad is None for key in ("loc", "scale_tril"))
 
 
 def test_the_gaussian_given_with_the_particles_is_the_old_policy():
@@ -236,18 +242,6 @@ def test_the_gaussian_given_with_the_particles_is_the_old_policy():
     given = loss(batch)
     for name in loss.out_keys:
         torch.testing.assert_close(given[name], from_target[name], rtol=1e-12, atol=1e-12)
-
-
-def test_moments_are_those_of_the_direct_sum():
-    torch.manual_seed(0)
-    loc, tril = torch.randn(2, 5, 4, dtype=DOUBLE), random_tril(2, 5, size=4, condition=1e4)
-    action, weight = torch.randn(2, 5, 7, 4, dtype=DOUBLE), torch.rand(2, 5, 7, dtype=DOUBLE)
-    total, first, second = whitened_moments(loc, tril, action, weight)
-    white = torch.einsum("...ij,...kj->...ki", torch.linalg.inv(tril), action - loc.unsqueeze(-2))
-    torch.testing.assert_close(total, weight.sum(-1))
-    torch.testing.assert_close(first, torch.einsum("...k,...ki->...i", weight, white), rtol=1e-10, atol=1e-10)
-    expected = torch.einsum("...k,...ki,...kj->...ij", weight, white, white)
-    torch.testing.assert_close(second, expected, rtol=1e-10, atol=1e-10)
 
 
 def weighted_cloud(seed=0, size=2):
@@ -307,8 +301,9 @@ def test_hard_trust_region_ends_on_the_boundary_of_both_constraints():
     batch = particles_of(action, torch.full((1, 2), 0.5, dtype=DOUBLE))
     optimizers = torch.optim.Adam(table.parameters(), 0.01), torch.optim.Adam(region.parameters(), 0.1)
     schedules = [torch.optim.lr_scheduler.ExponentialLR(o, 0.997) for o in optimizers]
+    prepared = loss.prepare(batch)
     for _ in range(1500):
-        out = loss(batch)
+        out = loss(prepared)
         for optimizer, name in zip(optimizers, ("loss_policy", "loss_trust_region"), strict=True):
             optimizer.zero_grad()
             out[name].backward()
@@ -345,16 +340,45 @@ def test_old_policy_follows_by_polyak_average_or_copy(kind):
         torch.testing.assert_close(loss.target_policy_params[key].data, value)
 
 
-def test_calls_leave_the_old_policy_a_buffer_of_the_loss():
+@pytest.mark.parametrize("single_network", [True, False])
+def test_calls_leave_the_old_policy_a_buffer_of_the_loss(single_network):
     policy, batch = problem()
     loss, updater = attached(policy, HardTrustRegion(0.01, 0.01))
-    before = {id(p) for p in loss.parameters()}
-    assert before == {id(p) for p in (*policy.parameters(), *loss.trust_region.parameters())}
-    for single_network in (True, False):
-        loss._single_network = single_network
+    if not single_network:
+        as_composed(loss)
+    parameters = {id(p) for p in (*policy.parameters(), *loss.trust_region.parameters())}
+    for _ in range(2):
+        assert {id(p) for p in loss.parameters()} == parameters
         loss(batch)
-        assert {id(p) for p in loss.parameters()} == before
         updater.step()
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_single_network_is_called_directly_with_the_same_result(given):
+    policy, batch = problem()
+    loss, _ = attached(policy, HardTrustRegion(0.01, 0.01))
+    if given:
+        with torch.no_grad():
+            old = policy.get_dist(batch)
+        batch["particles", "loc"], batch["particles", "scale_tril"] = old.loc, old.scale_tril
+    move(policy)
+    direct, direct_gradient = with_gradient(loss, batch)
+    as_composed(loss)
+    composed, composed_gradient = with_gradient(loss, batch)
+    assert direct["kl_mean"] > 0.0
+    torch.testing.assert_close(direct, composed, rtol=0, atol=0)
+    torch.testing.assert_close(direct_gradient, composed_gradient, rtol=0, atol=0)
+
+
+def as_composed(loss):
+    """Make the loss take the path of actors that are more than a network and a distribution."""
+    assert loss._network is not None
+    loss._network = None
+
+
+def with_gradient(loss, batch):
+    out, parameters = loss(batch), list(loss.policy_params.parameters())
+    return out.detach().to_dict(), torch.autograd.grad(out["loss_policy"], parameters)
 
 
 def test_state_dict_round_trip_restores_policy_target_and_multipliers():
@@ -437,78 +461,131 @@ def test_unchecked_weights_still_equal_the_direct_sum():
     torch.testing.assert_close(out["log_likelihood_cov"], expected, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("wanted", [*torch.eye(4).tolist(), [0.3, -0.7, 2.0, 1.1]])
-def test_written_out_gradient_of_each_term(wanted, device):
-    generator = torch.Generator().manual_seed(0)
-    batch, size, count = (3, 2), 3, 5
-
-    def random(*shape):
-        return torch.randn(*batch, *shape, generator=generator, dtype=DOUBLE).to(device)
-
-    def tril():
-        return random(size, size).tril(-1) + torch.diag_embed(random(size).exp())
-
-    old = OldPolicy.of(random(size), tril(), random(count, size), random(count).softmax(-1))
-    loc, factor = random(size).requires_grad_(), tril().requires_grad_()
-
-    def weighted(mean, cholesky):
-        terms = decoupled_terms(old, mean, cholesky.tril())
-        return sum(weight * term for weight, term in zip(wanted, terms[:4], strict=True))
-
-    assert torch.autograd.gradcheck(weighted, (loc, factor), eps=1e-6, atol=1e-7)
-
-
-@pytest.mark.filterwarnings("ignore")  # what the compiler warns of lies in PyTorch
-@pytest.mark.parametrize("compiled", [False, True])
-def test_the_entropy_leaves_without_a_gradient(compiled):
-    """By a detach that the compiler sees: PyTorch 2.11 overlooks outputs marked inside an autograd function.
-
-    It took such an output for one with a gradient and failed: "element 4 of tensors does not require grad".
-    """
-    generator, eye, traced = torch.Generator().manual_seed(0), torch.eye(2).expand(4, 2, 2), []
-    old = OldPolicy.of(
-        torch.zeros(4, 2), eye, torch.randn(4, 3, 2, generator=generator), torch.full((4, 3), 1 / 3)
-    )
-
-    def terms_of(loc, scale_tril):
-        return tuple(decoupled_terms(old, loc, scale_tril))
-
-    def backend(graph, inputs):
-        traced.append(graph)
-        return lookup_backend("aot_eager")(graph, inputs)
-
-    function = torch.compile(terms_of, backend=backend, fullgraph=True) if compiled else terms_of
-    loc, scale_tril = (0.1 * torch.randn(4, 2, generator=generator)).requires_grad_(), eye.clone()
-    *means, entropy = function(loc, scale_tril.requires_grad_())
-    assert [mean.requires_grad for mean in means] == [True] * 4
-    assert (entropy.requires_grad, entropy.grad_fn) == (False, None)
-    for graph in traced:
-        (output,) = (node for node in graph.graph.nodes if node.op == "output")
-        assert output.args[0][-1].target == "detach"
-    sum(means).backward()
-    assert loc.grad.abs().sum() > 0
-    assert len(traced) == compiled
-
-
-def test_moments_are_kept_only_while_the_particles_stay_the_same():
+def test_prepared_once_and_at_every_call_are_the_same():
     policy, batch = problem()
-    reference = policy.get_dist(batch)
-    batch["particles", "loc"] = reference.loc.detach()
-    batch["particles", "scale_tril"] = reference.scale_tril.detach()
-    kept, _ = attached(policy, NoTrustRegion())
+    loss, _ = attached(policy, HardTrustRegion(0.01, 0.01))
+    before = set(batch.keys(True))
+    prepared = loss.prepare(batch)
+    assert set(batch.keys(True)) == before
+    for _ in range(3):
+        move(policy, 0.02)
+        once, once_gradient = with_gradient(loss, prepared)
+        always, always_gradient = with_gradient(loss, batch)
+        torch.testing.assert_close(once, always, rtol=0, atol=0)
+        torch.testing.assert_close(once_gradient, always_gradient, rtol=0, atol=0)
 
-    def both():
-        """Of the loss that has seen the batch before, and of one that has not."""
-        fresh, _ = attached(policy, NoTrustRegion())
-        return kept(batch)["loss_policy"].item(), fresh(batch)["loss_policy"].item()
 
-    seen = [both(), both()]
-    batch["particles", "action"].mul_(0.5)  # in place
-    seen.append(both())
-    batch["particles", "weight"] = batch["particles", "weight"].flip(-1)  # replaced
-    seen.append(both())
-    batch["particles", "loc"].add_(0.1)
-    seen.append(both())
-    assert all(old == new for old, new in seen)
-    assert len(set(seen)) == 4
+@pytest.mark.parametrize("changed", ["action", "weight", "loc", "scale_tril"])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_plain_batch_is_read_anew_and_a_prepared_one_is_not(changed, in_place):
+    policy, batch = problem()
+    with torch.no_grad():
+        old = policy.get_dist(batch)
+    batch["particles", "loc"], batch["particles", "scale_tril"] = old.loc, old.scale_tril
+    loss, _ = attached(policy, NoTrustRegion())
+    prepared = loss.prepare(batch.clone())
+    before = loss(batch)["loss_policy"].item()
+    entry = batch["particles", changed]
+    other = entry.flip(-1) if changed == "weight" else 0.5 * entry
+    if in_place:
+        entry.copy_(other)
+    else:
+        batch["particles", changed] = other
+    fresh, _ = attached(policy, NoTrustRegion())
+    assert loss(batch)["loss_policy"].item() == fresh(batch)["loss_policy"].item() != before
+    assert loss(prepared)["loss_policy"].item() == before
+
+
+def trained(loss, batch, steps=30):
+    """Fit the policy of ``loss`` and return its parameters."""
+    optimizer = torch.optim.Adam(loss.parameters(), 1e-3)
+    prepared = loss.prepare(batch)
+    first = loss(prepared)["log_likelihood"]
+    for _ in range(steps):
+        out = loss(prepared)
+        optimizer.zero_grad()
+        (out["loss_policy"] + out["loss_trust_region"]).backward()
+        optimizer.step()
+    assert out["log_likelihood"] > first
+    return [p.detach().clone() for p in loss.parameters()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize("loaded", [True, False])
+def test_a_deep_copy_trains_as_the_original_does_and_apart_from_it(loaded, dtype):
+    policy, batch = problem(dtype=torch.float32)
+    loss, _ = attached(policy, HardTrustRegion(0.01, 0.01))
+    twin = copy.deepcopy(loss)
+    if loaded:
+        with torch.no_grad():
+            for p in twin.parameters():
+                p.zero_()
+        twin.load_state_dict(loss.state_dict())
+    batch, loss, twin = batch.to(dtype), loss.to(dtype), twin.to(dtype)
+    start = [p.detach().clone() for p in loss.parameters()]
+    copied = trained(twin, batch)
+    assert all(torch.equal(p, q) for p, q in zip(loss.parameters(), start, strict=True))
+    original = trained(loss, batch)
+    assert original[0].dtype == dtype
+    torch.testing.assert_close(copied, original, rtol=0, atol=0)
+    assert not any(torch.equal(p, q) for p, q in zip(start, original, strict=True))
+
+
+def test_the_policy_moves_with_the_loss():
+    """Parameters and buffers alike, so that the policy remains of use on its own."""
+    policy, batch = problem(dtype=torch.float32)
+    loss, _ = attached(policy, NoTrustRegion())
+    loss.to(DOUBLE)
+    assert {x.dtype for x in (*policy.parameters(), *policy.buffers())} == {DOUBLE}
+    assert policy.get_dist(batch.to(DOUBLE)).loc.dtype == DOUBLE
+    assert loss._policy_is_current()  # nothing is swapped in a step of training
+
+
+def test_parameters_swapped_into_the_loss_are_those_computed_with():
+    policy, batch = problem()
+    loss, _ = attached(policy, SoftTrustRegion(1.0, 1.0))
+    other, _ = problem(seed=1)
+    prepared, expected = loss.prepare(batch), attached(other, SoftTrustRegion(1.0, 1.0))[0]
+    expected = expected(prepared)["loss_policy"]
+    before = loss(prepared)["loss_policy"]
+    params = TensorDict.from_module(loss).clone()
+    params["policy_params"] = TensorDict.from_module(other).clone()
+    with params.to_module(loss):
+        swapped = loss(prepared)["loss_policy"]
+    torch.testing.assert_close(swapped, expected, rtol=0, atol=0)
+    torch.testing.assert_close(loss(prepared)["loss_policy"], before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("likelihood", ["decoupled", "joint"])
+@pytest.mark.parametrize("size", [2, 3])
+def test_an_m_step_can_be_recorded_from_its_first_call_on(size, likelihood):
+    """Nothing is copied from the host, and the host reads nothing."""
+    policy, batch = problem(size=size, dtype=torch.float32)
+    loss, _ = attached(policy, HardTrustRegion(0.01, 0.01), likelihood=likelihood, check_weights=False)
+    assert not loss.synchronizes
+    retraction = Retraction(loss, 0.01, 0.01)
+    with NoHostCopies():
+        prepared = loss.prepare(batch)
+        for _ in range(2):
+            out = loss(prepared)
+            (out["loss_policy"] + out["loss_trust_region"]).backward()
+            retraction.step(out["kl_mean"], out["kl_cov"])
+
+
+@pytest.mark.filterwarnings("ignore")  # what the compiler warns of lies in PyTorch and TensorDict
+def test_a_step_compiles_to_one_graph_with_the_same_result():
+    policy, batch = problem()
+    loss, _ = attached(policy, HardTrustRegion(0.01, 0.01))
+    prepared = loss.prepare(batch)
+    move(policy)
+
+    def step(prepared):
+        out = loss(prepared)
+        return out["loss_policy"], out["loss_trust_region"], out["entropy"], out["kl_mean"], out["kl_cov"]
+
+    results = []
+    for call in (step, torch.compile(step, backend="aot_eager", fullgraph=True)):
+        out = call(prepared)
+        gradient = torch.autograd.grad(out[0] + out[1], list(loss.parameters()))
+        results.append([*(x.detach() for x in out), *gradient])
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)

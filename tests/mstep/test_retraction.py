@@ -2,13 +2,12 @@
 
 import pytest
 import torch
+from devices import DEVICES
 from tensordict import TensorDict
 from torchrl.objectives import HardUpdate
 
 from safe_components.mstep import HardTrustRegion, MStepLoss, Retraction
 from safe_components.policies import gaussian_policy
-
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 def moved(device, dtype, size):

@@ -4,10 +4,9 @@ import math
 
 import pytest
 import torch
+from devices import DEVICES
 
 from safe_components.mstep import HardTrustRegion, NoTrustRegion, SoftTrustRegion
-
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 @pytest.mark.parametrize("device", DEVICES)
