@@ -1,15 +1,19 @@
-"""Lagrangian multipliers moved by the episodes just collected, and the actor losses they weigh."""
+"""Lagrangian multipliers that follow measured episodes, the cost budget, and the actor losses they weigh."""
 
-from safe_components.lagrangian.actor_loss import PenalisedValue, augmented_multiplier
-from safe_components.lagrangian.actor_loss_deterministic import DeterministicLagLoss
-from safe_components.lagrangian.actor_loss_sac import SACLagLoss
-from safe_components.lagrangian.multipliers import GradientMultiplier, PIDMultiplier
+from safe_components.lagrangian.actor_loss import LagrangianActorLoss, PenalizedValue, augmented_multiplier
+from safe_components.lagrangian.budget import CostBudget
+from safe_components.lagrangian.deterministic import DeterministicLagLoss
+from safe_components.lagrangian.multipliers import GradientMultiplier, Multiplier, PIDMultiplier
+from safe_components.lagrangian.sac import SACLagLoss
 
 __all__ = [
+    "CostBudget",
     "DeterministicLagLoss",
     "GradientMultiplier",
+    "LagrangianActorLoss",
+    "Multiplier",
     "PIDMultiplier",
-    "PenalisedValue",
+    "PenalizedValue",
     "SACLagLoss",
     "augmented_multiplier",
 ]

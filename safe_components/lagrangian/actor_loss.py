@@ -1,11 +1,11 @@
-"""What the actor losses share: the reward's value minus the costs', weighted by the multipliers."""
+"""Shared base of the actor losses: the reward's value minus the costs', weighted by the multipliers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tensordict.nn import TensorDictModuleBase, TensorDictParams
@@ -15,17 +15,17 @@ from torch.func import functional_call
 from torchrl.objectives.common import LossModule
 
 from safe_components import keys
-from safe_components.ops import Aggregate, aggregate
+from safe_components.ops import Aggregate, aggregate, q_limits
 
 
 def augmented_multiplier(lam: Tensor, q_cost: Tensor, q_cost_limit: Tensor, augmentation: float) -> Tensor:
-    """The weight that the augmented Lagrangian puts on each cost.
+    """Compute the weight of each cost in the gradient of the augmented Lagrangian.
 
         λ'_i = λ_i - min(λ_i, c (d_Q,i - mean_b Q_c,i)) = [λ_i + c (mean_b Q_c,i - d_Q,i)]_+
 
-    so that ``sum_i λ'_i ∇ mean_b Q_c,i`` is the gradient of the augmented Lagrangian's penalty
-    ``sum_i ([λ_i + c (mean_b Q_c,i - d_Q,i)]_+^2 - λ_i^2) / (2c)``: beyond the limit the pull grows at once,
-    without waiting for ``λ``; within it the pull ends early.
+    so that ``Σ_i λ'_i ∇ mean_b Q_c,i`` is the gradient of the augmented Lagrangian's penalty
+    ``Σ_i ([λ_i + c (mean_b Q_c,i - d_Q,i)]_+^2 - λ_i^2) / (2c)``. Beyond the limit, the penalty grows at
+    once, without waiting for ``λ``. Within the limit, it ends early.
 
     Args:
         lam: ``λ [m]``, multipliers, reward per cost.
@@ -34,11 +34,11 @@ def augmented_multiplier(lam: Tensor, q_cost: Tensor, q_cost_limit: Tensor, augm
         augmentation: ``c``, at least 0; 0 returns ``lam``.
 
     Returns:
-        ``[m]``, detached.
+        ``λ' [m]``, detached.
 
     Source: CAL (Wu et al. 2024, arXiv 2401.14758), local policy convexification. Its published code
-    averages ``Q_c`` over the actions stored in the batch; here it is over the policy's own, of which
-    the penalty above is a function.
+    averages ``Q_c`` over the actions stored in the batch. Here the average is over the policy's own actions,
+    because the penalty above is a function of them.
 
     Example:
         >>> import torch
@@ -49,22 +49,22 @@ def augmented_multiplier(lam: Tensor, q_cost: Tensor, q_cost_limit: Tensor, augm
     return (lam + augmentation * excess).clamp_min(0.0)
 
 
-class PenalisedValue(NamedTuple):
-    """What `LagrangianActorLoss` makes of a batch of actions."""
+class PenalizedValue(NamedTuple):
+    """Scores of a batch of actions, from `LagrangianActorLoss.penalized_value`."""
 
     value: Tensor
-    """``Q_r - sum_i λ'_i Q_c,i``, ``[B]``"""
+    """``Q_r - Σ_i λ'_i Q_c,i``, ``[B]``"""
     scale: Tensor
-    """``1 + sum_i λ'_i``, or 1 without normalisation, ``[]``"""
+    """``1 + Σ_i λ'_i``, or 1 without normalization, ``[]``"""
     terms: dict[str, Tensor]
     """``q_reward []``, ``q_cost [m]``, ``lam [m]``, ``lam_effective [m]``, detached"""
 
 
-class LagrangianActorLoss(LossModule):
-    """Abstract base: holds the actor's parameters, the critics as constants and the multiplier.
+class LagrangianActorLoss(LossModule):  # type: ignore[misc]  # TorchRL has no types
+    """Abstract base: holds the actor's parameters, the critic as a constant, and the multiplier.
 
-    The critics and the multiplier belong to the caller: they are neither registered here nor moved by
-    ``.to``, and no gradient accumulates in them. Subclasses choose the actions.
+    The caller owns the critic and the multiplier. They are not registered here, ``.to`` does not move them,
+    and no gradient accumulates in them. Subclasses choose the actions.
     """
 
     @dataclass
@@ -77,19 +77,20 @@ class LagrangianActorLoss(LossModule):
     policy: TensorDictModuleBase
     policy_params: TensorDictParams
     target_policy_params: TensorDictParams
+    critic: nn.Module
+    multiplier: Callable[[], Tensor]
     q_cost_limit: Tensor | None
 
     def __init__(
         self,
         policy: TensorDictModuleBase,
-        reward_critic: nn.Module,
-        cost_critic: nn.Module,
+        critic: nn.Module,
         multiplier: Callable[[], Tensor],
         *,
         reward_aggregate: Aggregate,
         cost_aggregate: Aggregate,
         std_coef: float,
-        normalise: bool,
+        normalize: bool,
         augmentation: float,
         q_cost_limit: float | Sequence[float] | Tensor | None,
         target_policy: bool,
@@ -106,20 +107,15 @@ class LagrangianActorLoss(LossModule):
                 f"augmentation={augmentation} needs q_cost_limit [m], the limits in the critic's unit "
                 "(safe_components.ops.q_cost_limit converts)"
             )
-        limit = None
-        if q_cost_limit is not None:
-            limit = (
-                torch.as_tensor(q_cost_limit, dtype=torch.get_default_dtype()).detach().clone().reshape(-1)
-            )
-            if not bool(limit.isfinite().all()):
-                raise ValueError(f"q_cost_limit={limit.tolist()} must be finite")
         self.reward_aggregate, self.cost_aggregate, self.std_coef = reward_aggregate, cost_aggregate, std_coef
-        self.normalise, self.augmentation = normalise, augmentation
+        self.normalize, self.augmentation = normalize, augmentation
         self.convert_to_functional(policy, "policy", create_target_params=target_policy)
-        self.register_buffer("q_cost_limit", limit, persistent=False)
-        # Kept out of the module tree, so that an optimiser of this loss moves the actor only.
-        self.__dict__["reward_critic"] = reward_critic
-        self.__dict__["cost_critic"] = cost_critic
+        limits = None if q_cost_limit is None else q_limits(q_cost_limit, "q_cost_limit")
+        if isinstance(q_cost_limit, Tensor) and q_cost_limit.ndim:
+            limits = q_cost_limit.detach()  # the same memory, so that a budget's changes are seen
+        self.register_buffer("q_cost_limit", limits, persistent=False)
+        # Kept out of the module tree, so that an optimizer of this loss moves the actor only.
+        self.__dict__["critic"] = critic
         self.__dict__["multiplier"] = multiplier
 
     @property
@@ -131,39 +127,47 @@ class LagrangianActorLoss(LossModule):
     def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
         """No value estimator is involved."""
 
-    def penalised_value(self, observation: Tensor, action: Tensor) -> PenalisedValue:
+    def penalized_value(self, observation: Tensor, action: Tensor) -> PenalizedValue:
         """Score ``action [..., a]`` in ``observation [..., o]``; differentiable in the action only."""
-        q_reward = aggregate(
-            _constant(self.reward_critic, observation, action), self.reward_aggregate, self.std_coef
-        )
-        q_cost = aggregate(
-            _constant(self.cost_critic, observation, action), self.cost_aggregate, self.std_coef
-        )
+        values = _with_constants(self.critic, observation, action)
+        if isinstance(values, Tensor) or len(values) != 2:
+            raise ValueError(
+                "critic must return (q_reward [E_r, B, 1], q_cost [E_c, B, m]), "
+                f"got {type(values).__name__} of length {len(values)}"
+            )
+        q_reward = aggregate(values[0], self.reward_aggregate, self.std_coef)
+        q_cost = aggregate(values[1], self.cost_aggregate, self.std_coef)
         lam = self.multiplier().detach().to(q_cost).reshape(-1)
         if q_reward.shape[-1] != 1:
-            raise ValueError(f"reward_critic must have one output, it has {q_reward.shape[-1]}")
+            raise ValueError(f"critic must have one reward output, it has {q_reward.shape[-1]}")
         if q_cost.shape[-1:] != lam.shape:
             raise ValueError(
-                f"cost_critic has {q_cost.shape[-1]} outputs, the multiplier {lam.shape[0]} values: one "
-                "per cost signal is needed in both"
+                f"critic has {q_cost.shape[-1]} cost outputs, multiplier {lam.shape[0]} values: both need "
+                "one per cost signal"
             )
         effective = lam
         if self.augmentation and self.q_cost_limit is not None:
             if self.q_cost_limit.shape != lam.shape:
                 raise ValueError(f"q_cost_limit holds {len(self.q_cost_limit)} limits for {len(lam)} costs")
             effective = augmented_multiplier(lam, q_cost, self.q_cost_limit.to(q_cost), self.augmentation)
-        value = q_reward.squeeze(-1) - q_cost @ effective
         terms = {
             "q_reward": q_reward.detach().mean(),
             "q_cost": q_cost.detach().flatten(0, -2).mean(0),
             "lam": lam,
             "lam_effective": effective,
         }
-        scale = 1.0 + effective.sum() if self.normalise else torch.ones_like(lam[0])
-        return PenalisedValue(value, scale, terms)
+        value = q_reward.squeeze(-1) - q_cost @ effective
+        scale = 1.0 + effective.sum() if self.normalize else lam.new_ones(())
+        return PenalizedValue(value, scale, terms)
 
 
-def _constant(critic: nn.Module, observation: Tensor, action: Tensor) -> Tensor:
-    """``critic(observation, action)`` with its parameters as constants, as they stand now."""
-    parameters = {name: parameter.detach() for name, parameter in critic.named_parameters()}
-    return functional_call(critic, parameters, (observation, action))
+def _with_constants(module: nn.Module, *args: Tensor) -> Any:
+    """Call ``module`` with its current parameters as constants."""
+    # Every module once, under its first name: functional_call with tied weights would not restore the
+    # parameters of a module that is registered twice, such as a trunk that two heads share.
+    constants = {
+        f"{prefix}.{name}" if prefix else name: parameter.detach()
+        for prefix, part in module.named_modules()
+        for name, parameter in part.named_parameters(recurse=False, remove_duplicate=False)
+    }
+    return functional_call(module, constants, args, tie_weights=False)

@@ -1,42 +1,65 @@
-"""Lagrange multipliers moved by the costs of the episodes just collected."""
+"""Lagrange multipliers that follow the costs of the latest episodes."""
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from safe_components.ops import episode_limits
 
-class _Multiplier(nn.Module):
-    """Limits and checks that both multipliers share."""
 
-    def __init__(self, cost_limits: float | Sequence[float] | Tensor, max_value: float | None) -> None:
+class Multiplier(nn.Module, ABC):
+    """Abstract base: the multipliers ``λ [m]``, their limits and the checks. Subclasses define ``update``.
+
+    Args:
+        cost_limits: ``d``, cost per episode, one per cost signal.
+        init: first multiplier, reward per cost, at least 0.
+        max_value: upper bound; None means unbounded.
+
+    Attributes:
+        lam: ``λ [m]``, a buffer, float64.
+        cost_limits: ``d [m]``, a buffer, float64.
+        clipped: ``[m]``, whether the last update reached ``max_value``, a buffer, bool.
+
+    Raises:
+        ValueError: if an argument is out of range.
+    """
+
+    cost_limits: Tensor
+    lam: Tensor
+    clipped: Tensor
+
+    def __init__(
+        self, cost_limits: float | Sequence[float] | Tensor, init: float, max_value: float | None
+    ) -> None:
         super().__init__()
-        limits = torch.as_tensor(cost_limits, dtype=torch.float64).detach().clone().reshape(-1)
-        if not bool((limits.isfinite() & (limits >= 0)).all()):
-            raise ValueError(f"cost_limits={limits.tolist()} must be finite and at least 0")
+        limits = episode_limits(cost_limits, "cost_limits")
         if max_value is not None and not max_value > 0:
             raise ValueError(f"max_value={max_value} must be positive, or None")
+        if not (0 <= init < math.inf and (max_value is None or init <= max_value)):
+            raise ValueError(f"init={init} must be finite and lie in [0, max_value={max_value}]")
         self.max_value = max_value
-        self.cost_limits: Tensor
-        self.lam: Tensor
-        self.clipped: Tensor
         self.register_buffer("cost_limits", limits)
-        self.register_buffer("lam", torch.zeros_like(limits))
+        self.register_buffer("lam", torch.full_like(limits, init))
         self.register_buffer("clipped", torch.zeros_like(limits, dtype=torch.bool))
 
     def set_cost_limits(self, cost_limits: float | Sequence[float] | Tensor) -> None:
-        """Replace the limits, for example by a schedule; their number stays."""
-        limits = torch.as_tensor(cost_limits, dtype=torch.float64).reshape(-1)
+        """Replace the limits, for example by a schedule; their number must not change."""
+        limits = episode_limits(cost_limits, "cost_limits")
         if limits.shape != self.cost_limits.shape:
             raise ValueError(f"{limits.numel()} cost_limits cannot replace {self.cost_limits.numel()}")
-        if not bool((limits.isfinite() & (limits >= 0)).all()):
-            raise ValueError(f"cost_limits={limits.tolist()} must be finite and at least 0")
         self.cost_limits.copy_(limits)
 
+    @abstractmethod
+    def update(self, episode_cost: float | Sequence[float] | Tensor) -> Tensor:
+        """Follow the mean cost ``[m]`` of the latest episodes; returns ``λ [m]``."""
+
     def forward(self) -> Tensor:
-        """The multipliers as they stand, ``[m]``."""
+        """Return a copy of the current multipliers, ``[m]``."""
         return self.lam.clone()
 
     def _observed(self, episode_cost: float | Sequence[float] | Tensor) -> Tensor:
@@ -57,28 +80,31 @@ class _Multiplier(nn.Module):
         if self.max_value is None:
             self.lam.copy_(lam)
         else:
-            self.clipped.copy_(lam > self.max_value)
+            self.clipped.copy_(lam >= self.max_value)
             self.lam.copy_(lam.clamp_max(self.max_value))
         return self.lam.clone()
 
 
-class GradientMultiplier(_Multiplier):
-    """Projected gradient ascent on the Lagrangian ``max_pi J_r - sum_i lam_i (J_c,i - d_i)``.
+class GradientMultiplier(Multiplier):
+    """Projected gradient ascent on the Lagrangian ``max_π J_r - Σ_i λ_i (J_c,i - d_i)``.
 
-        lam_i <- [lam_i + lr (J_c,i - d_i)]_+        (and at most max_value)
+        λ_i <- [λ_i + lr (J_c,i - d_i)]_+        (and at most max_value)
 
-    ``J_c`` is the undiscounted cost of an episode, the mean over those just collected; the critic's
-    estimate on replayed states moves the multiplier by the policies of the past.
+    ``J_c`` is the undiscounted cost of an episode, averaged over the latest episodes. The critic's
+    estimate at replayed states would move the multiplier by the costs of past policies.
 
     Args:
         cost_limits: ``d``, cost per episode, one per cost signal.
         lr: step size, multiplier per cost.
-        init: first multiplier, not negative.
-        max_value: upper bound; ``None`` for none. :attr:`clipped` ``[m]`` says where the last update
-            met it.
+        init: first multiplier, at least 0.
+        max_value: upper bound; None means unbounded. :attr:`clipped` ``[m]`` tells where the last update
+            reached it.
 
     Attributes:
-        lam: ``[m]``, the multipliers (a buffer, float64, as all state here).
+        lam: ``λ [m]``, the multipliers (a buffer, float64, as is all state here).
+
+    Raises:
+        ValueError: if an argument is out of range; in ``update``, if the costs are not ``[m]`` or not finite.
 
     Example:
         >>> multiplier = GradientMultiplier(cost_limits=25.0, lr=0.1)
@@ -96,48 +122,48 @@ class GradientMultiplier(_Multiplier):
         init: float = 0.0,
         max_value: float | None = None,
     ) -> None:
-        super().__init__(cost_limits, max_value)
-        if not lr > 0:
-            raise ValueError(f"lr={lr} must be positive")
-        if not 0 <= init <= (float("inf") if max_value is None else max_value):
-            raise ValueError(f"init={init} must lie in [0, max_value={max_value}]")
+        super().__init__(cost_limits, init, max_value)
+        if not 0 < lr < math.inf:
+            raise ValueError(f"lr={lr} must be positive and finite")
         self.lr = lr
-        self.lam.fill_(init)
 
     @torch.no_grad()
     def update(self, episode_cost: float | Sequence[float] | Tensor) -> Tensor:
-        """Move by one batch of episodes of mean cost ``[m]``; returns ``lam`` ``[m]``."""
+        """Take one step along the mean cost ``[m]`` of the latest episodes; returns ``λ [m]``."""
         error = self._observed(episode_cost) - self.cost_limits
         return self._set((self.lam + self.lr * error).clamp_min(0.0))
 
 
-class PIDMultiplier(_Multiplier):
+class PIDMultiplier(Multiplier):
     """Multiplier under proportional, integral and derivative control.
 
-    With ``delta = J_c - d``, and ``EMA`` an exponential moving average that starts at its first value,
+    With ``δ = J_c - d``, and ``EMA`` an exponential moving average that starts at its first value,
 
-        I   <- [I + ki delta]_+
-        lam  = [kp EMA(delta) + I + kd (EMA(J_c) - EMA(J_c) of `delay` updates ago)_+]_+
+        I <- [I + ki δ]_+
+        λ  = [kp EMA(δ) + I + kd (EMA(J_c) - EMA(J_c) of `delay` updates ago)_+]_+
 
-    The integral term alone (``kp = kd = 0``) is :class:`GradientMultiplier`; the proportional term damps
-    its oscillation, the derivative term acts on a cost that is rising before the limit is passed. Until
-    there have been ``delay`` updates, the oldest average stands for the delayed one.
+    The integral term alone (``kp = kd = 0``) is :class:`GradientMultiplier`. The proportional term damps
+    its oscillation. The derivative term acts on a rising cost before it passes the limit. During the first
+    ``delay`` updates, the oldest average stands in for the delayed one.
 
     Args:
         cost_limits: ``d``, cost per episode, one per cost signal.
         kp: proportional gain.
         ki: integral gain.
         kd: derivative gain.
-        ema_proportional: weight of the past in the average of ``delta``, in ``[0, 1)``; 0 is no average.
-        ema_derivative: the same for ``J_c``.
-        delay: updates between the two averages that the derivative compares, at least 1.
+        ema_proportional: weight of the past in the average of ``δ``, in ``[0, 1)``; 0 means no averaging.
+        ema_derivative: weight of the past in the average of ``J_c``, likewise.
+        delay: number of updates between the two averages that the derivative compares, at least 1.
         init: first value of the integral.
-        max_value: upper bound of ``lam`` and of ``I`` (which keeps the integral from winding up beyond
-            it); ``None`` for none. :attr:`clipped` ``[m]`` says where the last update met it.
+        max_value: upper bound of ``λ`` and of ``I`` (which keeps the integral from winding up); None means
+            unbounded. :attr:`clipped` ``[m]`` tells where the last update reached it.
 
     Attributes:
-        lam: ``[m]``, the multipliers. ``integral``, ``error_ema``, ``cost_ema`` and ``past_costs`` are
-            the controller's state; all are buffers, so a checkpoint continues where it stopped.
+        lam: ``λ [m]``, the multipliers. ``integral``, ``error_ema``, ``cost_ema`` and ``past_costs`` are
+            the controller's state. All are buffers, so training resumes from a checkpoint exactly.
+
+    Raises:
+        ValueError: if an argument is out of range; in ``update``, if the costs are not ``[m]`` or not finite.
 
     Source: Stooke et al. 2020, arXiv 2007.03964, algorithm 2.
 
@@ -146,6 +172,12 @@ class PIDMultiplier(_Multiplier):
         >>> multiplier.update(35.0)
         tensor([1.1000], dtype=torch.float64)
     """
+
+    integral: Tensor
+    error_ema: Tensor
+    cost_ema: Tensor
+    past_costs: Tensor
+    updates: Tensor
 
     def __init__(
         self,
@@ -160,27 +192,18 @@ class PIDMultiplier(_Multiplier):
         init: float = 0.0,
         max_value: float | None = None,
     ) -> None:
-        super().__init__(cost_limits, max_value)
+        super().__init__(cost_limits, init, max_value)
         for name, gain in (("kp", kp), ("ki", ki), ("kd", kd)):
-            if not gain >= 0:
-                raise ValueError(f"{name}={gain} must be at least 0")
+            if not 0 <= gain < math.inf:
+                raise ValueError(f"{name}={gain} must be finite and at least 0")
         for name, past in (("ema_proportional", ema_proportional), ("ema_derivative", ema_derivative)):
             if not 0 <= past < 1:
                 raise ValueError(f"{name}={past} must lie in [0, 1)")
         if delay < 1:
             raise ValueError(f"delay={delay} must be at least 1 update")
-        if not 0 <= init <= (float("inf") if max_value is None else max_value):
-            raise ValueError(f"init={init} must lie in [0, max_value={max_value}]")
         self.kp, self.ki, self.kd = kp, ki, kd
         self.ema_proportional, self.ema_derivative = ema_proportional, ema_derivative
-        self.delay = delay
-        self.lam.fill_(init)
-        self.integral: Tensor
-        self.error_ema: Tensor
-        self.cost_ema: Tensor
-        self.past_costs: Tensor
-        self.updates: Tensor
-        self.register_buffer("integral", torch.full_like(self.lam, init))
+        self.register_buffer("integral", self.lam.clone())
         self.register_buffer("error_ema", torch.zeros_like(self.lam))
         self.register_buffer("cost_ema", torch.zeros_like(self.lam))
         # past_costs[0] is the average of `delay` updates ago.
@@ -189,7 +212,7 @@ class PIDMultiplier(_Multiplier):
 
     @torch.no_grad()
     def update(self, episode_cost: float | Sequence[float] | Tensor) -> Tensor:
-        """Move by one batch of episodes of mean cost ``[m]``; returns ``lam`` ``[m]``."""
+        """Follow the mean cost ``[m]`` of the latest episodes; returns ``λ [m]``."""
         cost = self._observed(episode_cost)
         error = cost - self.cost_limits
         if int(self.updates) == 0:

@@ -1,17 +1,19 @@
-"""The actor losses against TorchRL's own, finite differences and sums written by hand."""
+"""Actor losses against those of TorchRL, finite differences and sums written by hand."""
 
 import math
 
 import pytest
 import torch
+from devices import DEVICES
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.modules import ProbabilisticActor, TanhNormal, ValueOperator
 from torchrl.objectives import DDPGLoss, SACLoss, SoftUpdate, TD3Loss
 
-from safe_components.critics import QEnsemble, TDLoss
+from safe_components.critics import REWARD_SIGNAL, QEnsemble, TDLoss
 from safe_components.lagrangian import (
+    CostBudget,
     DeterministicLagLoss,
     GradientMultiplier,
     PIDMultiplier,
@@ -20,14 +22,13 @@ from safe_components.lagrangian import (
 )
 from safe_components.policies import deterministic_policy, tanh_gaussian_policy
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 DOUBLE = torch.float64
 LOW, HIGH = [-1.0, 0.0], [1.0, 3.0]
 LAM = [0.7, 1.9]
 
 
 class Net(nn.Module):
-    """``Q(s, a)``, one member, by separate layers as TorchRL's losses take it."""
+    """``Q(s, a)`` of one member, as TorchRL's losses take it."""
 
     def __init__(self, outputs=1):
         super().__init__()
@@ -38,7 +39,7 @@ class Net(nn.Module):
 
 
 class Members(nn.Module):
-    """The same networks side by side, as the losses here take them: ``[E, B, outputs]``."""
+    """The same networks stacked: ``[E, B, outputs]``."""
 
     def __init__(self, *nets):
         super().__init__()
@@ -46,6 +47,17 @@ class Members(nn.Module):
 
     def forward(self, observation, action):
         return torch.stack([net(observation, action) for net in self.nets])
+
+
+class Pair(nn.Module):
+    """A critic of the reward and one of the costs, as the losses here take them."""
+
+    def __init__(self, reward, cost):
+        super().__init__()
+        self.reward, self.cost = reward, cost
+
+    def forward(self, observation, action):
+        return self.reward(observation, action), self.cost(observation, action)
 
 
 class Line(nn.Module):
@@ -94,13 +106,18 @@ def transitions(n=32, dtype=DOUBLE):
     return batch
 
 
+def soft_td(critic, policy, gamma, entropy_coef):
+    """The loss of a reward critic whose targets include the entropy."""
+    return attached(TDLoss(critic, policy, REWARD_SIGNAL, gamma=gamma, entropy_coef=entropy_coef))
+
+
 def fixed(values):
     lam = torch.tensor(values, dtype=DOUBLE)
     return lambda: lam
 
 
 def attached(loss):
-    """With the updater that TorchRL wants wherever there are target parameters."""
+    """Attach the updater that TorchRL requires of losses with target parameters."""
     SoftUpdate(loss, tau=0.1)
     return loss
 
@@ -117,13 +134,17 @@ def gradient(loss, policy):
     return torch.autograd.grad(loss, list(policy.parameters()))
 
 
-def random_critic(outputs=2, members=3, dtype=DOUBLE, device="cpu"):
+def ensemble(outputs=2, members=3, dtype=DOUBLE, device="cpu"):
     return QEnsemble(4, 2, members, outputs, hidden_sizes=(8,), activation=nn.Tanh).to(device, dtype)
 
 
-@pytest.mark.parametrize("normalise", [True, False])
+def random_critic(rewards=1, costs=2):
+    return Pair(ensemble(rewards), ensemble(costs))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
-def test_without_multiplier_it_is_torchrls_sac(dtype, normalise):
+def test_without_multiplier_it_is_torchrls_sac(dtype, normalize):
     torch.manual_seed(0)
     policy, nets = squashed(dtype), [Net().to(dtype) for _ in range(2)]
     values = [ValueOperator(net, in_keys=["observation", "action"]) for net in nets]
@@ -131,14 +152,13 @@ def test_without_multiplier_it_is_torchrls_sac(dtype, normalise):
     attached(theirs).to(dtype)
     ours = SACLagLoss(
         policy,
-        Members(*nets),
-        random_critic(dtype=dtype),
+        Pair(Members(*nets), ensemble(dtype=dtype)),
         fixed([0.0, 0.0]),
         init_alpha=0.3,
         target_entropy=-1.5,
-        normalise=normalise,
+        normalize=normalize,
     ).to(dtype)
-    batch = transitions(dtype=dtype)
+    batch = states(dtype=dtype)
     torch.manual_seed(1)
     expected, meta = theirs.actor_loss(batch)
     torch.manual_seed(1)
@@ -158,30 +178,12 @@ def test_without_multiplier_it_is_torchrls_sac(dtype, normalise):
     torch.testing.assert_close(ours_gradient, theirs_gradient, **tolerance)
 
 
-def test_soft_td_loss_is_torchrls_sac():
-    torch.manual_seed(0)
-    policy, nets = squashed(), [Net().double() for _ in range(2)]
-    values = [ValueOperator(net, in_keys=["observation", "action"]) for net in nets]
-    theirs = SACLoss(policy, values, alpha_init=0.3, target_entropy=-1.5, loss_function="l2").double()
-    theirs.make_value_estimator(gamma=0.9)
-    actor = SACLagLoss(policy, Members(*nets), random_critic(), fixed([0.0, 0.0]), init_alpha=0.3)
-    ours = TDLoss(Members(*nets), policy, gamma=0.9, entropy_coef=lambda: actor.alpha)
-    attached(ours)
-    attached(theirs)
-    batch = transitions()
-    torch.manual_seed(1)
-    expected, _ = theirs.qvalue_v2_loss(batch)
-    torch.manual_seed(1)
-    # alpha is a float32 scalar in both
-    torch.testing.assert_close(ours(batch)["loss_q"], expected, rtol=1e-6, atol=1e-6)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
 def test_without_multiplier_it_is_torchrls_td3_and_ddpg(dtype):
     torch.manual_seed(0)
     policy, nets = deterministic(dtype), [Net().to(dtype) for _ in range(2)]
     values = [ValueOperator(net, in_keys=["observation", "action"]) for net in nets]
-    batch = transitions(dtype=dtype)
+    batch = states(dtype=dtype)
     td3 = attached(TD3Loss(policy, values, bounds=(torch.tensor(LOW), torch.tensor(HIGH))))
     ddpg = attached(DDPGLoss(policy, values[0]))
     cases = [
@@ -189,7 +191,7 @@ def test_without_multiplier_it_is_torchrls_td3_and_ddpg(dtype):
         (ddpg.loss_actor(batch)[0], ddpg.actor_network_params, nets[:1]),
     ]
     for expected, params, members in cases:
-        ours = lag(policy, Members(*members), random_critic(dtype=dtype), fixed([0.0, 0.0]))
+        ours = lag(policy, Pair(Members(*members), ensemble(dtype=dtype)), fixed([0.0, 0.0]))
         out = ours(batch)
         tolerance = {"rtol": 1e-10, "atol": 1e-10} if dtype == DOUBLE else {"rtol": 1e-4, "atol": 1e-6}
         torch.testing.assert_close(out["loss_actor"], expected, **tolerance)
@@ -202,17 +204,17 @@ def test_without_multiplier_it_is_torchrls_td3_and_ddpg(dtype):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
-@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("kind", ["sac", "deterministic"])
-def test_loss_equals_its_sum_by_hand(kind, normalise, dtype, device):
+def test_loss_equals_its_sum_by_hand(kind, normalize, dtype, device):
     torch.manual_seed(0)
     policy = (squashed if kind == "sac" else deterministic)(dtype, device)
-    reward, cost = random_critic(1, 2, dtype, device), random_critic(2, 3, dtype, device)
+    reward, cost = ensemble(1, 2, dtype, device), ensemble(2, 3, dtype, device)
     make = SACLagLoss if kind == "sac" else lag
     options = {"init_alpha": 0.4} if kind == "sac" else {"reward_aggregate": "min"}
-    loss = make(policy, reward, cost, fixed(LAM), cost_aggregate="max", normalise=normalise, **options).to(
-        device, dtype
-    )
+    loss = make(
+        policy, Pair(reward, cost), fixed(LAM), cost_aggregate="max", normalize=normalize, **options
+    ).to(device, dtype)
     batch = states(dtype=dtype, device=device)
     torch.manual_seed(1)
     out = loss(batch)
@@ -227,7 +229,7 @@ def test_loss_equals_its_sum_by_hand(kind, normalise, dtype, device):
         cost(batch["observation"], action).amax(0),
     )
     total = 0.4 * log_prob - q_reward + LAM[0] * q_cost[:, 0] + LAM[1] * q_cost[:, 1]
-    expected = total.mean() / (1 + sum(LAM) if normalise else 1)
+    expected = total.mean() / (1 + sum(LAM) if normalize else 1)
     tolerance = {"rtol": 1e-6, "atol": 1e-6} if dtype == DOUBLE else {"rtol": 1e-4, "atol": 1e-5}
     torch.testing.assert_close(out["loss_actor"], expected, **tolerance)
     torch.testing.assert_close(gradient(out["loss_actor"], policy), gradient(expected, policy), **tolerance)
@@ -246,7 +248,7 @@ def test_gradient_equals_finite_differences(kind):
     torch.manual_seed(0)
     policy = (squashed if kind == "sac" else deterministic)()
     make = SACLagLoss if kind == "sac" else lag
-    loss = make(policy, random_critic(1), random_critic(), fixed(LAM), cost_aggregate="conservative")
+    loss = make(policy, random_critic(), fixed(LAM), cost_aggregate="conservative")
     loss.to(DOUBLE)
     batch, parameters = states(), list(policy.parameters())
 
@@ -290,8 +292,7 @@ def test_cal_by_hand():
     upper = 2.0 + 0.5 * math.sqrt(5) / 2
     loss = lag(
         policy,
-        Line([[2.0]], [[0.0]]),
-        cost,
+        Pair(Line([[2.0]], [[0.0]]), cost),
         fixed([0.2]),
         cost_aggregate="conservative",
         std_coef=0.5,
@@ -313,43 +314,41 @@ def test_cal_by_hand():
 def test_augmented_gradient_is_that_of_the_augmented_lagrangian(excess):
     """``-Q_r + ([lam + c (Q_c - d)]_+^2 - lam^2) / 2c`` differentiated by autograd, two costs."""
     torch.manual_seed(0)
-    policy, reward, cost = deterministic(), random_critic(1, 1), random_critic(2, 4)
+    policy, reward, cost = deterministic(), ensemble(1, 1), ensemble(2, 4)
     batch, c, lam = states(), 5.0, torch.tensor(LAM, dtype=DOUBLE)
     action = policy(batch.clone())["action"]
     q_cost = cost(batch["observation"], action).mean(0).mean(0)
     limit = (q_cost - excess * torch.tensor([1.0, 0.5])).detach()
     penalty = ((lam + c * (q_cost - limit)).clamp_min(0).square() - lam.square()).sum() / (2 * c)
     expected = gradient(-reward(batch["observation"], action).mean() + penalty, policy)
-    loss = lag(policy, reward, cost, fixed(LAM), normalise=False, augmentation=c, q_cost_limit=limit)
-    # Limits are kept in the default dtype, float32, until used.
-    torch.testing.assert_close(gradient(loss(batch)["loss_actor"], policy), expected, rtol=1e-5, atol=1e-6)
+    loss = lag(policy, Pair(reward, cost), fixed(LAM), normalize=False, augmentation=c, q_cost_limit=limit)
+    torch.testing.assert_close(gradient(loss(batch)["loss_actor"], policy), expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["sac", "deterministic"])
-def test_critics_and_multiplier_stay_the_callers(kind):
+def test_critic_and_multiplier_stay_with_the_caller(kind):
     torch.manual_seed(0)
     policy = (squashed if kind == "sac" else deterministic)()
-    reward, cost = random_critic(1), random_critic()
+    critic = random_critic()
     multiplier = PIDMultiplier([1.0, 1.0], kp=0.0, ki=1.0, kd=0.0)
     multiplier.update([1.5, 3.0])
     make = SACLagLoss if kind == "sac" else lag
-    loss = make(policy, reward, cost, multiplier)
+    loss = make(policy, critic, multiplier)
     batch = states()
     loss(batch)["loss_actor"].backward()
-    assert all(p.grad is None for critic in (reward, cost) for p in critic.parameters())
-    assert all(p.requires_grad for critic in (reward, cost) for p in critic.parameters())
+    assert all(p.grad is None and p.requires_grad for p in critic.parameters())
     assert all(p.grad.abs().sum() > 0 for p in policy.parameters())
     own = {p.data_ptr() for p in loss.parameters()}
-    theirs = {p.data_ptr() for critic in (reward, cost) for p in critic.parameters()}
+    theirs = {p.data_ptr() for p in critic.parameters()}
     assert not own & theirs
     assert {p.data_ptr() for p in policy.parameters()} <= own
     assert not any("critic" in name or "multiplier" in name for name in loss.state_dict())
-    # What the caller changes is what the next call sees.
+    # The next call sees the changes that the caller makes.
     torch.manual_seed(1)
     before = loss(batch)
     multiplier.update([1.5, 3.0])
     with torch.no_grad():
-        reward.bias_1.add_(1.0)
+        critic.reward.bias_1.add_(1.0)
     torch.manual_seed(1)
     after = loss(batch)
     assert before["lam"].tolist() == [0.5, 2.0]
@@ -358,8 +357,25 @@ def test_critics_and_multiplier_stay_the_callers(kind):
     assert list(batch.keys()) == ["observation"]
 
 
+def test_soft_targets_with_this_temperature_are_torchrls_sac():
+    torch.manual_seed(0)
+    policy, nets = squashed(), [Net().double() for _ in range(2)]
+    values = [ValueOperator(net, in_keys=["observation", "action"]) for net in nets]
+    theirs = SACLoss(policy, values, alpha_init=0.3, target_entropy=-1.5, loss_function="l2").double()
+    theirs.make_value_estimator(gamma=0.9)
+    attached(theirs)
+    actor = SACLagLoss(policy, Pair(Members(*nets), ensemble()), fixed([0.0, 0.0]), init_alpha=0.3)
+    ours = soft_td(Members(*nets), policy, 0.9, lambda: actor.alpha)
+    batch = transitions()
+    torch.manual_seed(1)
+    expected, _ = theirs.qvalue_v2_loss(batch)
+    torch.manual_seed(1)
+    # alpha is a float32 scalar in both
+    torch.testing.assert_close(ours(batch)["loss_q"], expected, rtol=1e-6, atol=1e-6)
+
+
 def test_saturated_actions_keep_their_score():
-    """20 deviations from the centre tanh is 1 in float32: the score is that of the draw, not its inverse."""
+    """At 20 deviations, tanh is 1 in float32: the score is that of the draw, not of the action inverted."""
 
     class Far(nn.Module):
         def __init__(self):
@@ -375,24 +391,17 @@ def test_saturated_actions_keep_their_score():
         in_keys=["loc", "scale"],
         distribution_class=TanhNormal,
     )
-    critic = random_critic(1, dtype=torch.float32)
-    loss = SACLagLoss(policy, critic, critic, fixed([0.0]))
-    batch = states(4000, dtype=torch.float32)
-    out = loss(batch)
-    # Entropy of a = tanh u: H(u) + E log(1 - tanh^2 u), the latter about 2 log 2 - 2 u so far out.
+    critic = ensemble(1, dtype=torch.float32)
+    out = SACLagLoss(policy, Pair(critic, critic), fixed([0.0]))(states(4000, dtype=torch.float32))
+    # Entropy of a = tanh u: H(u) + E log(1 - tanh^2 u), the latter about 2 log 2 - 2 u at this distance.
     per_action = 0.5 * math.log(2 * math.pi * math.e * 0.01) + 2 * math.log(2) - 40.0
     # Standard error of a mean of 4000 draws of 2 * 2 * u: 4 * 0.1 / sqrt(2 * 4000) and the density's: < 0.01.
     assert out["entropy"].item() == pytest.approx(2 * per_action, abs=0.05)
-    soft = TDLoss(critic, policy, entropy_coef=1.0, gamma=1.0)
-    attached(soft)
-    batch["action"] = torch.zeros(4000, 2)
-    batch["next"] = TensorDict(
-        observation=torch.randn(4000, 4),
-        reward=torch.zeros(4000, 1),
-        terminated=torch.zeros(4000, 1, dtype=torch.bool),
-        batch_size=4000,
-    )
+    batch = transitions(4000, torch.float32)
+    batch["next", "reward"].zero_()
+    batch["next", "terminated"].zero_()
     value = critic(batch["next", "observation"], torch.ones(4000, 2)).amin(0).mean()
+    soft = soft_td(critic, policy, 1.0, 1.0)
     assert soft(batch)["target_mean"].item() == pytest.approx((value + 2 * per_action).item(), abs=0.1)
 
 
@@ -400,7 +409,7 @@ def test_saturated_actions_keep_their_score():
 def test_temperature_rises_below_the_target_entropy_and_falls_above(target, entropy):
     torch.manual_seed(0)
     policy = squashed()
-    loss = SACLagLoss(policy, random_critic(1), random_critic(), fixed(LAM), target_entropy=target)
+    loss = SACLagLoss(policy, random_critic(), fixed(LAM), target_entropy=target)
     out = loss(states())
     slope = torch.autograd.grad(out["loss_alpha"], loss.log_alpha)[0]
     # d loss / d log alpha = H(policy) - H(target), so descent raises alpha where entropy is missing.
@@ -409,9 +418,7 @@ def test_temperature_rises_below_the_target_entropy_and_falls_above(target, entr
 
 def test_a_temperature_without_target_is_constant():
     torch.manual_seed(0)
-    loss = SACLagLoss(
-        squashed(), random_critic(1), random_critic(), fixed(LAM), target_entropy=None, init_alpha=0.25
-    )
+    loss = SACLagLoss(squashed(), random_critic(), fixed(LAM), target_entropy=None, init_alpha=0.25)
     out = loss(states())
     assert out["loss_alpha"].item() == 0.0
     assert not out["loss_alpha"].requires_grad
@@ -423,7 +430,7 @@ def test_a_temperature_without_target_is_constant():
 def test_target_actor_follows_the_actor():
     torch.manual_seed(0)
     policy = deterministic()
-    loss = DeterministicLagLoss(policy, random_critic(1), random_critic(), fixed(LAM))
+    loss = DeterministicLagLoss(policy, random_critic(), fixed(LAM))
     updater = SoftUpdate(loss, tau=0.25)
     before = [p.clone() for p in policy.parameters()]
     with torch.no_grad():
@@ -443,19 +450,72 @@ def test_both_multipliers_fit_in(make):
     torch.manual_seed(0)
     multiplier = make()
     multiplier.update([2.0, 3.0])
-    loss = lag(deterministic(), random_critic(1), random_critic(), multiplier)
+    loss = lag(deterministic(), random_critic(), multiplier)
     assert loss(states())["lam"].tolist() == pytest.approx(multiplier.lam.tolist())
     assert (multiplier.lam > 0).all()
 
 
 def test_called_with_keywords_and_several_leading_dimensions():
     torch.manual_seed(0)
-    loss = lag(deterministic(), random_critic(1), random_critic(), fixed(LAM))
+    loss = lag(deterministic(), random_critic(), fixed(LAM))
     batch = states(6)
     expected = loss(batch)["loss_actor"]
     values = dict(zip(loss.out_keys, loss(observation=batch["observation"]), strict=True))
     torch.testing.assert_close(values["loss_actor"], expected)
     torch.testing.assert_close(loss(batch.reshape(2, 3))["loss_actor"], expected)
+
+
+@pytest.mark.parametrize("tied", ["module", "parameter", "name"])
+def test_a_critic_that_shares_weights_is_left_as_it_was(tied):
+    torch.manual_seed(0)
+    reward = cost = ensemble(1)
+    if tied == "parameter":
+        cost = ensemble(1)
+        cost.weight_0 = reward.weight_0
+    if tied == "name":
+        reward = Line([[1.0]], [[0.0]])
+        reward.offset = reward.weight
+    critic = Pair(reward, cost)
+    before = list(critic.parameters())
+    out = lag(deterministic(), critic, fixed([1.0]))(states())
+    out["loss_actor"].backward()
+    assert all(p is q for p, q in zip(critic.parameters(), before, strict=True))
+    assert all(p.requires_grad and p.grad is None for p in critic.parameters())
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("kind", ["sac", "deterministic"])
+def test_without_costs_the_loss_is_that_of_the_reward(kind, normalize):
+    torch.manual_seed(0)
+    policy = (squashed if kind == "sac" else deterministic)()
+    make = SACLagLoss if kind == "sac" else lag
+
+    class NoCosts(Pair):
+        def forward(self, observation, action):
+            q_reward, q_cost = super().forward(observation, action)
+            return q_reward, q_cost[..., :0]
+
+    critic, losses = random_critic(), []
+    for critic_, lam in ((NoCosts(critic.reward, critic.cost), []), (critic, [0.0, 0.0])):
+        torch.manual_seed(1)
+        losses.append(make(policy, critic_, fixed(lam), normalize=normalize)(states()))
+    assert losses[0]["q_cost"].shape == losses[0]["lam"].shape == (0,)
+    torch.testing.assert_close(losses[0]["loss_actor"], losses[1]["loss_actor"])
+
+
+def test_a_budget_tightened_in_place_is_seen_by_the_augmented_loss():
+    torch.manual_seed(0)
+    feedback = GradientMultiplier([1.0, 4.0], lr=1.0)
+    budget = CostBudget([1.0, 4.0], gamma=1.0, episode_length=10, feedback=feedback)
+    loss = lag(deterministic(), random_critic(), fixed(LAM), augmentation=0.1, q_cost_limit=budget.q_limit)
+    batch = states()
+    q_cost = loss(batch)["q_cost"]
+    for excess in (0.0, 1.0):
+        budget.observe(torch.tensor([[1.0 + excess, 4.0]]), frames=0)
+        expected = torch.tensor(LAM, dtype=DOUBLE)
+        expected = expected + 0.1 * (q_cost - torch.tensor([1.0 / (1.0 + excess), 4.0]))
+        assert (expected > 0).all()
+        torch.testing.assert_close(loss(batch)["lam_effective"], expected)
 
 
 @pytest.mark.parametrize(
@@ -477,19 +537,26 @@ def test_bad_settings_are_named(make, kwargs, message):
     kind = kwargs.pop("policy", "sac" if make is SACLagLoss else "deterministic")
     policy = squashed() if kind == "sac" else deterministic()
     with pytest.raises(ValueError, match=message):
-        make(policy, random_critic(1), random_critic(), fixed(LAM), **kwargs)
+        make(policy, random_critic(), fixed(LAM), **kwargs)
 
 
 @pytest.mark.parametrize(
     ("reward", "cost", "lam", "kwargs", "message"),
     [
-        (2, 2, LAM, {}, "one output, it has 2"),
-        (1, 2, [1.0], {}, "2 outputs, the multiplier 1"),
-        (1, 1, LAM, {}, "1 outputs, the multiplier 2"),
+        (2, 2, LAM, {}, "one reward output, it has 2"),
+        (1, 2, [1.0], {}, "2 cost outputs, multiplier 1"),
+        (1, 1, LAM, {}, "1 cost outputs, multiplier 2"),
         (1, 2, LAM, {"augmentation": 1.0, "q_cost_limit": [1.0]}, "1 limits for 2 costs"),
     ],
 )
 def test_numbers_of_costs_that_differ_are_named(reward, cost, lam, kwargs, message):
-    loss = lag(deterministic(), random_critic(reward), random_critic(cost), fixed(lam), **kwargs)
+    loss = lag(deterministic(), random_critic(reward, cost), fixed(lam), **kwargs)
     with pytest.raises(ValueError, match=message):
+        loss(states())
+
+
+def test_a_critic_that_returns_one_tensor_is_named():
+    # Two members would otherwise be unpacked as reward and cost.
+    loss = lag(deterministic(), ensemble(1, 2), fixed([1.0]))
+    with pytest.raises(ValueError, match=r"must return .*got Tensor"):
         loss(states())

@@ -1,4 +1,4 @@
-"""The actor loss of TD3-Lag and DDPG-Lag: a deterministic policy gradient charged for the costs."""
+"""Actor loss of TD3-Lag and DDPG-Lag: a deterministic policy gradient that is charged for the costs."""
 
 from __future__ import annotations
 
@@ -18,35 +18,43 @@ class DeterministicLagLoss(LagrangianActorLoss):
 
         min_π  mean_b [ -agg_e Q_r(s, π(s)) + Σ_i λ_i agg_e Q_c,i(s, π(s)) ] / (1 + Σ_i λ_i)
 
-    The critics' parameters and ``λ`` are constants here: `TDLoss` learns the former, episodes move the
-    latter. Dividing by ``1 + Σλ`` keeps the gradient's size when ``λ`` grows; a given ``λ`` has the same
-    minimiser with and without.
-    The target actor of TD3 and DDPG is held in ``target_policy_params``: attach ``SoftUpdate`` and give it to
-    ``TDLoss(policy_params=...)``. With ``λ = 0`` this is the actor loss of TorchRL's ``TD3Loss`` (with
+    The critic's parameters and ``λ`` are constants here: `TDLoss` learns the critic, and episodes move ``λ``.
+    Division by ``1 + Σλ`` keeps the size of the gradient as ``λ`` grows; it does not change the minimizer for
+    a given ``λ``.
+
+    ``target_policy_params`` holds the target actor of TD3 and DDPG: attach ``SoftUpdate``, and pass it to
+    ``TDLoss(policy_params=...)``. At ``λ = 0`` this is the actor loss of TorchRL's ``TD3Loss`` (with
     ``reward_aggregate="first"``) and ``DDPGLoss`` (one member).
 
     Args:
-        policy: actor without a distribution, as `deterministic_policy`.
-        reward_critic: module ``(observation [B, o], action [B, a]) -> [E, B, 1]``, as `QEnsemble`.
-        cost_critic: the same, ``[E, B, m]``.
-        multiplier: callable that returns ``λ [m]``, as `GradientMultiplier` and `PIDMultiplier`.
-        reward_aggregate: how members become one: ``"first"``, ``"min"``, ``"mean"``, ``"max"``,
+        policy: actor without a distribution, such as `deterministic_policy`.
+        critic: module ``(observation [B, o], action [B, a]) -> (q_reward [E_r, B, 1], q_cost [E_c, B, m])``,
+            such as `ConstrainedQEnsemble`.
+        multiplier: callable that returns ``λ [m]``, such as `GradientMultiplier` or `PIDMultiplier`.
+        reward_aggregate: how the members become one value: ``"first"``, ``"min"``, ``"mean"``, ``"max"``,
             ``"conservative"`` (mean + ``std_coef`` standard deviations).
         cost_aggregate: likewise for every cost.
-        std_coef: see ``reward_aggregate``.
-        normalise: divide by ``1 + Σλ``.
-        augmentation: ``c`` of CAL's augmented Lagrangian, which puts `augmented_multiplier` in the place
-            of ``λ``; 0 is off.
-        q_cost_limit: ``d_Q [m]``, the limits in the critics' unit; needed by ``augmentation``.
+        std_coef: weight of the standard deviation in ``"conservative"``.
+        normalize: divide by ``1 + Σλ``.
+        augmentation: ``c`` of CAL's augmented Lagrangian, which replaces ``λ`` by `augmented_multiplier`;
+            0 turns it off.
+        q_cost_limit: ``d_Q [m]``, the limits in the critic's unit, needed by ``augmentation``. A tensor
+            ``[m]``, such as `CostBudget.q_limit`, is shared, so changes in place take effect.
 
     Returns:
-        From ``forward``, a TensorDict without batch size, all but the loss detached: ``loss_actor []``,
-        ``q_reward []`` and ``q_cost [m]`` (mean aggregated values of the policy's actions, discounted), ``lam
-        [m]`` and ``lam_effective [m]`` (what multiplied the costs: ``lam``, or `augmented_multiplier`).
+        From ``forward``, a TensorDict without batch size. All entries but the loss are detached:
+
+        | entry | shape | |
+        |---|---|---|
+        | ``loss_actor`` | [] | moves the policy |
+        | ``q_reward`` | [] | mean aggregated value of the policy's actions, discounted reward |
+        | ``q_cost`` | [m] | likewise, discounted costs |
+        | ``lam`` | [m] | the multipliers |
+        | ``lam_effective`` | [m] | the weights of the costs: ``lam``, or `augmented_multiplier` |
 
     Raises:
-        ValueError: if a setting is out of range; in ``forward``, if the critics' outputs, the
-            multiplier and the limits do not have the same number of costs.
+        ValueError: if a setting is out of range; in ``forward``, if the critic does not return a pair, or
+            the critic, the multiplier and the limits differ in the number of costs.
 
     Source: DDPG, Lillicrap et al. 2016 (arXiv 1509.02971), eq. 6; TD3, Fujimoto et al. 2018 (arXiv
     1802.09477), algorithm 1; the Lagrangian as in Ray et al. 2019, "Benchmarking safe exploration".
@@ -58,9 +66,10 @@ class DeterministicLagLoss(LagrangianActorLoss):
         >>> from torchrl.objectives import SoftUpdate
         >>> class Critic(torch.nn.Module):
         ...     def forward(self, observation, action):
-        ...         return action.sum(-1, keepdim=True).unsqueeze(0)
+        ...         q = action.sum(-1, keepdim=True).unsqueeze(0)
+        ...         return q, q
         >>> actor = TensorDictModule(torch.nn.Linear(3, 2), ["observation"], ["action"])
-        >>> loss = DeterministicLagLoss(actor, Critic(), Critic(), lambda: torch.tensor([1.0]))
+        >>> loss = DeterministicLagLoss(actor, Critic(), lambda: torch.tensor([1.0]))
         >>> target_updater = SoftUpdate(loss, tau=0.005)
         >>> out = loss(TensorDict(observation=torch.randn(5, 3), batch_size=5))
         >>> out["loss_actor"].abs().item()  # reward and cost cancel
@@ -70,31 +79,29 @@ class DeterministicLagLoss(LagrangianActorLoss):
     def __init__(
         self,
         policy: TensorDictModuleBase,
-        reward_critic: nn.Module,
-        cost_critic: nn.Module,
+        critic: nn.Module,
         multiplier: Callable[[], Tensor],
         *,
         reward_aggregate: Aggregate = "first",
         cost_aggregate: Aggregate = "mean",
         std_coef: float = 0.5,
-        normalise: bool = True,
+        normalize: bool = True,
         augmentation: float = 0.0,
         q_cost_limit: float | Sequence[float] | Tensor | None = None,
     ) -> None:
         if hasattr(policy, "get_dist"):
             raise ValueError(
                 f"DeterministicLagLoss needs a policy without a distribution, got a {type(policy).__name__}; "
-                "SACLagLoss takes one with"
+                "use SACLagLoss for one with a distribution"
             )
         super().__init__(
             policy,
-            reward_critic,
-            cost_critic,
+            critic,
             multiplier,
             reward_aggregate=reward_aggregate,
             cost_aggregate=cost_aggregate,
             std_coef=std_coef,
-            normalise=normalise,
+            normalize=normalize,
             augmentation=augmentation,
             q_cost_limit=q_cost_limit,
             target_policy=True,
@@ -105,10 +112,10 @@ class DeterministicLagLoss(LagrangianActorLoss):
         """Entries returned."""
         return ["loss_actor", "q_reward", "q_cost", "lam", "lam_effective"]
 
-    @dispatch(auto_batch_size=False)
+    @dispatch(auto_batch_size=False)  # type: ignore[untyped-decorator]  # tensordict has no types
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Compute the loss of a batch; see the class for the entries returned."""
         with swapped(self.policy, self.policy_params):
             action = self.policy(tensordict.select(*self.policy.in_keys))[self.tensor_keys.action]
-        penalised = self.penalised_value(tensordict[self.tensor_keys.observation], action)
-        return TensorDict({"loss_actor": -penalised.value.mean() / penalised.scale, **penalised.terms}, [])
+        penalized = self.penalized_value(tensordict[self.tensor_keys.observation], action)
+        return TensorDict({"loss_actor": -penalized.value.mean() / penalized.scale, **penalized.terms}, [])
