@@ -2,20 +2,21 @@
 
     python recipes/ppo_lag.py --env.id SafetyPointGoal1-v0 --cost-limit 25 --total-frames 2000000
     python recipes/ppo_lag.py --multiplier gradient
-    python recipes/ppo_lag.py --resume runs/ppo_lag-...       # go on from the last checkpoint
+    python recipes/ppo_lag.py --resume runs/ppo_lag-...       # continue from the last checkpoint
 
-    max_theta  mean min(r A, clip(r, 1 - e, 1 + e) A),    A = (A_r - lambda^T A_c) / (1 + sum lambda)
+    max_θ  mean min(r A, clip(r, 1 - ε, 1 + ε) A),    A = (A_r - λᵀ A_c) / (1 + Σ λ)
 
-where ``r`` is the ratio of the action's probability to that under the policy that collected it, and the
-advantages are generalised advantage estimates of the reward and of each cost. On-policy: each batch of
-frames moves the multipliers by the episodes that ended in it, serves a few epochs of updates and is
-forgotten. Every metric is defined in docs/metrics.md.
+Here ``r`` is the ratio of the action's probability to its probability under the policy that collected it. The
+advantages are generalized advantage estimates of the reward and of each cost. PPO is on-policy. The episodes
+that end in a batch of frames move the multipliers. The batch then serves a few epochs of updates and is
+dropped. Every metric is defined in docs/metrics.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Iterator
+from typing import ClassVar
 
 import torch
 from tensordict import TensorDictBase
@@ -25,95 +26,97 @@ from torchrl.modules import MLP, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
-from plumbing import LagrangianConfig, Task, make_multiplier, report
 from safe_components import keys
-from safe_components.collectors import make_collector
-from safe_components.policies import gaussian_policy
-from safe_components.training import (
-    Averages,
-    EpisodeStatistics,
-    Run,
-    launch,
-    require_finite,
-    workers_ignore_interrupt,
-)
+from safe_components.training import Learner, Loop, Run, Task, launch, options
 
-# What the cost's advantage estimation writes and reads under names of its own.
+# Entries that the advantage estimation of the cost renames, with the prefix ``cost_``.
 COST_KEYS = ("value", "advantage", "value_target", "done", "terminated")
-# What an update reads, besides the log-probabilities.
-LEARNT_FROM = (keys.OBSERVATION, keys.ACTION, "advantage", "value_target", "cost_value_target")
-AT_LEAST = {"frames_per_batch": 1, "epochs": 1, "batch_size": 1, "clip": 0, "kl_stop": 0, "max_grad_norm": 0}
+# Entries that an update reads, in addition to the log-probabilities.
+LEARNED_FROM = (keys.OBSERVATION, keys.ACTION, "advantage", "value_target", "cost_value_target")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(LagrangianConfig):
-    """PPO-Lag. Reward and cost are treated alike, but for the multiplier between them."""
+class ValuesConfig:
+    """The value networks of the reward and the costs, and their optimizer."""
 
-    hidden_sizes: tuple[int, ...] = (128, 128)
-    """hidden layers of the policy and of both value networks"""
-    covariance: Literal["full", "diagonal"] = "diagonal"
-    """of the Gaussian policy"""
-    pid_kp: float = 0.05
-    """proportional gain of PID control; larger than off-policy, where the multiplier moves more often"""
-    pid_kd: float = 0.1
-    """derivative gain of PID control; likewise"""
-    gamma: float = 0.99
-    """discount of reward and cost"""
-    gae_lambda: float = 0.95
-    """of both advantage estimates: 0 trusts the value network, 1 the sampled returns"""
-    frames_per_batch: int = 5_000
-    """frames collected with one policy; best whole episodes of every environment"""
-    epochs: int = 10
-    """passes over them"""
-    batch_size: int = 250
-    """steps per update"""
-    clip: float = 0.2
-    """largest change of an action's probability ratio that is still rewarded"""
-    kl_stop: float = 0.03
-    """no further epoch once the policy is so far, in nats, from the one that collected"""
-    entropy_coef: float = 0.0
-    """reward for entropy, per nat, in standard deviations of the advantage"""
-    max_grad_norm: float = 1.0
-    """longer gradients are shortened to this, the policy's and the value networks' apart"""
-    policy_lr: float = 3e-4
-    """Adam's step size for the policy"""
-    value_lr: float = 1e-3
-    """Adam's step size for the value networks"""
-    warmup_frames: int = 5_000
-    """first frames, of random actions, whose statistics scale the observations; not learnt from"""
+    hidden_sizes: options.Sizes = (128, 128)
+    """widths of the hidden layers of both networks"""
+    lr: options.Positive = 1e-3
+    """step size of Adam"""
+
+
+@dataclasses.dataclass(frozen=True)
+class AdvantageConfig:
+    """The advantage estimates of the reward and the costs."""
+
+    gamma: options.Share = 0.99
+    """discount of the reward and the costs"""
+    gae_lambda: options.Share = 0.95
+    """weight λ of the estimate: 0 relies on the value network, 1 on the sampled returns"""
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOConfig:
+    """The updates after each batch of frames."""
+
+    epochs: options.Count = 10
+    """number of passes over the batch of frames"""
+    batch_size: options.Count = 250
+    """environment steps per update"""
+    clip: options.Share = 0.2
+    """ε, the largest change of the probability ratio that the objective still rewards"""
+    kl_stop: options.NotNegative = 0.03
+    """KL divergence from the policy that collected the batch, in nats, that ends the epochs"""
+    entropy_coef: options.NotNegative = 0.0
+    """bonus per nat of entropy, in standard deviations of the advantage"""
+    max_grad_norm: options.NotNegative = 1.0
+    """largest norm of a gradient; the policy and the value networks are clipped separately"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(options.RecipeConfig):
+    """Configuration of PPO-Lag. Each group holds the settings of one part."""
+
+    recipe: ClassVar[str] = "ppo_lag"
+    collect: options.CollectConfig = options.CollectConfig(frames_per_batch=5_000)
+    policy: options.GaussianPolicyConfig = options.GaussianPolicyConfig(lr=3e-4, covariance="diagonal")
+    values: ValuesConfig = ValuesConfig()
+    advantage: AdvantageConfig = AdvantageConfig()
+    # The gains are larger than in off-policy recipes, where the multiplier moves more often.
+    multiplier: options.Multiplier = options.PIDConfig(kp=0.05, kd=0.1)
+    ppo: PPOConfig = PPOConfig()
 
 
 def make_policy(config: Config, task: Task) -> ProbabilisticTensorDictSequential:
-    """A Gaussian whose mean stays inside the action bounds."""
-    sizes = {"hidden_sizes": config.hidden_sizes, "covariance": config.covariance}
-    return gaussian_policy(task.observation_dim, **task.bounds, **sizes).to(task.device)
+    """Make a Gaussian policy whose mean stays inside the action bounds."""
+    return config.policy.make(task.observation_dim, **task.bounds).to(task.device)
 
 
 def make_value(config: Config, task: Task, outputs: int, out_key: str) -> TensorDictModule:
-    """Discounted sums from an observation on, ``[..., outputs]``."""
-    network = MLP(
-        task.observation_dim, outputs, num_cells=config.hidden_sizes, activation_class=torch.nn.Tanh
-    )
+    """Make a network that estimates the discounted sums ``[..., outputs]`` from an observation."""
+    sizes = {"num_cells": config.values.hidden_sizes, "activation_class": torch.nn.Tanh}
+    network = MLP(task.observation_dim, outputs, **sizes)
     return ValueOperator(network, in_keys=[keys.OBSERVATION], out_keys=[out_key]).to(task.device)
 
 
 @torch.no_grad()
 def add_advantage(steps: TensorDictBase, reward_gae: GAE, cost_gae: GAE, lam: torch.Tensor) -> TensorDictBase:
-    """``advantage = (A_r - lam^T A_c) / (1 + sum lam)``, and the value networks' targets.
+    """Write ``advantage = (A_r - λᵀ A_c) / (1 + Σ λ)`` and the value networks' targets.
 
-    Both estimates bootstrap through truncation, never through termination.
+    Both estimates bootstrap after truncation but not after termination.
 
     Args:
-        steps: ``[..., T]``, consecutive in the last dimension; changed in place.
-        reward_gae: reads the reward, writes ``advantage`` and ``value_target``.
-        cost_gae: reads the costs ``[..., T, m]``, its own keys being the ``COST_KEYS`` after ``cost_``.
+        steps: steps ``[..., T]``, consecutive in the last dimension, which are changed in place.
+        reward_gae: estimator that reads the reward and writes ``advantage`` and ``value_target``.
+        cost_gae: estimator that reads the costs ``[..., T, m]``; its other keys are ``COST_KEYS`` with the
+            prefix ``cost_``.
         lam: multipliers ``[m]``.
 
     Returns:
-        ``steps``.
+        The same ``steps``.
     """
     cost = steps[keys.COST]
-    for name in ("done", "terminated"):  # GAE wants one flag per cost
+    for name in ("done", "terminated"):  # GAE needs one flag per cost
         steps["next", f"cost_{name}"] = steps["next", name].expand_as(cost)
     cost_gae(reward_gae(steps))
     lam = lam.to(cost)
@@ -122,120 +125,101 @@ def add_advantage(steps: TensorDictBase, reward_gae: GAE, cost_gae: GAE, lam: to
     return steps
 
 
-def standardise(advantage: torch.Tensor) -> torch.Tensor:
-    """``(A - mean A) / std A`` over ``[N, 1]``; 0 where all are equal."""
-    centred = advantage - advantage.mean()
-    return centred / centred.square().mean().sqrt().clamp_min(torch.finfo(centred.dtype).tiny)
+def standardize(advantage: torch.Tensor) -> torch.Tensor:
+    """Return ``(A - mean A) / std A`` over ``[N, 1]``, and 0 if all advantages are equal."""
+    centered = advantage - advantage.mean()
+    return centered / centered.square().mean().sqrt().clamp_min(torch.finfo(centered.dtype).tiny)
 
 
-def main(config: Config) -> None:
-    """Train."""
-    for name in ("gamma", "gae_lambda"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"{name} is {getattr(config, name)}, must lie in [0, 1]")
-    for name, least in AT_LEAST.items():
-        if not getattr(config, name) >= least:
-            raise ValueError(f"{name} is {getattr(config, name)}, must be at least {least}")
-    task = Task(config)
-    policy = make_policy(config, task)
-    reward_value = make_value(config, task, 1, "state_value")
-    cost_value = make_value(config, task, task.num_costs, "cost_value")
-    multiplier = make_multiplier(config)
+class PPOLag(Learner):
+    """The parts of PPO-Lag, and one update of them; its ``state_dict`` is the checkpoint."""
 
-    discounts = {"gamma": config.gamma, "lmbda": config.gae_lambda, "device": task.device}
-    reward_gae = GAE(value_network=reward_value, **discounts)
-    cost_gae = GAE(value_network=cost_value, **discounts)
-    cost_gae.set_keys(**{name: f"cost_{name}" for name in COST_KEYS}, reward="cost")
-    ppo = ClipPPOLoss(
-        policy,
-        reward_value,
-        clip_epsilon=config.clip,
-        entropy_bonus=True,
-        entropy_coeff=config.entropy_coef,
-        critic_coeff=1.0,
-        loss_critic_type="l2",
-    )
-    policy_optim = torch.optim.Adam(policy.parameters(), lr=config.policy_lr)
-    value_parameters = [*reward_value.parameters(), *cost_value.parameters()]
-    value_optim = torch.optim.Adam(value_parameters, lr=config.value_lr)
+    def __init__(self, config: Config, task: Task) -> None:
+        super().__init__()
+        self.settings, advantage = config.ppo, config.advantage
+        self.policy = make_policy(config, task)
+        self.reward_value = make_value(config, task, 1, "state_value")
+        self.cost_value = make_value(config, task, task.num_costs, "cost_value")
+        self.budget = config.budget.make()
+        self.multiplier = config.multiplier.make(config.budget.cost_limit)
+        discounts = {"gamma": advantage.gamma, "lmbda": advantage.gae_lambda, "device": task.device}
+        self.reward_gae = GAE(value_network=self.reward_value, **discounts)
+        self.cost_gae = GAE(value_network=self.cost_value, **discounts)
+        self.cost_gae.set_keys(**{name: f"cost_{name}" for name in COST_KEYS}, reward="cost")
+        self.loss = ClipPPOLoss(
+            self.policy,
+            self.reward_value,
+            clip_epsilon=config.ppo.clip,
+            entropy_bonus=True,
+            entropy_coeff=config.ppo.entropy_coef,
+            critic_coeff=1.0,
+            loss_critic_type="l2",
+        )
+        self.policy_optim = torch.optim.Adam(self.policy.parameters(), lr=config.policy.lr)
+        self.value_parameters = [*self.reward_value.parameters(), *self.cost_value.parameters()]
+        self.value_optim = torch.optim.Adam(self.value_parameters, lr=config.values.lr)
 
-    def update(batch: TensorDictBase) -> dict[str, torch.Tensor]:
-        """One step of the policy and the value networks."""
-        out = ppo(batch)
-        error = cost_value(batch)["cost_value"] - batch["cost_value_target"]
+    def epochs(self, steps: TensorDictBase) -> Iterator[tuple[TensorDictBase, ...]]:
+        """Yield the batches of each pass over steps ``[N, T]``, until the policy has moved too far."""
+        steps = add_advantage(steps, self.reward_gae, self.cost_gae, self.multiplier())
+        steps = steps.select(*LEARNED_FROM).reshape(-1)
+        with torch.no_grad():
+            before = self.policy.get_dist(steps)
+        steps[self.loss.tensor_keys.sample_log_prob] = before.log_prob(steps[keys.ACTION])
+        # The unit is the standard deviation, so step sizes do not depend on the scale of the reward.
+        steps["advantage"] = standardize(steps["advantage"])
+        for _ in range(self.settings.epochs):
+            shuffled = steps[torch.randperm(len(steps), device=steps.device)]
+            yield shuffled.split(self.settings.batch_size)
+            with torch.no_grad():
+                self.kl = kl_divergence(before, self.policy.get_dist(steps)).mean()
+            if self.kl > self.settings.kl_stop:
+                break
+
+    def update(self, batch: TensorDictBase) -> dict[str, torch.Tensor]:
+        """Take one step of the policy and one of the value networks."""
+        out = self.loss(batch)
+        error = self.cost_value(batch)["cost_value"] - batch["cost_value_target"]
         loss_cost = error.square().mean(0).sum()
         loss = out["loss_objective"] + out["loss_entropy"] + out["loss_critic"] + loss_cost
-        policy_optim.zero_grad()
-        value_optim.zero_grad()
+        self.policy_optim.zero_grad()
+        self.value_optim.zero_grad()
         loss.backward()
-        policy_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
-        torch.nn.utils.clip_grad_norm_(value_parameters, config.max_grad_norm)
-        policy_optim.step()
-        value_optim.step()
-        run.count_update()
-        return {
-            "loss_policy": out["loss_objective"],
-            "loss_value_reward": out["loss_critic"],
-            "loss_value_cost": loss_cost,
-            "clip_fraction": out["clip_fraction"],
-            "entropy": out["entropy"],
-            "policy_gradient": policy_norm,
-        }
+        longest = self.settings.max_grad_norm
+        policy_norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), longest)
+        torch.nn.utils.clip_grad_norm_(self.value_parameters, longest)
+        self.policy_optim.step()
+        self.value_optim.step()
+        metrics = {"loss_policy": out["loss_objective"], "policy_gradient": policy_norm}
+        metrics |= {"loss_value_reward": out["loss_critic"], "loss_value_cost": loss_cost}
+        return metrics | {"clip_fraction": out["clip_fraction"], "entropy": out["entropy"]}
 
-    components = {
-        "policy": policy,
-        "norm": task.norm,
-        "reward_value": reward_value,
-        "cost_value": cost_value,
-        "multiplier": multiplier,
-        "policy_optim": policy_optim,
-        "value_optim": value_optim,
-    }
-    averages, episodes = Averages(), EpisodeStatistics(config.cost_limit)
-    with Run(config, "ppo_lag", **components) as run:
+    def observe(self, episode_costs: torch.Tensor, frames: int) -> None:
+        """Move the limit and the multiplier between two batches of frames."""
+        self.budget.observe(episode_costs, frames)
+        self.multiplier.set_cost_limits(self.budget.cost_limit)
+        if len(episode_costs):
+            self.multiplier.update(episode_costs.mean(0))
+
+
+def main(config: Config) -> PPOLag:
+    """Train, and return the learner."""
+    task = Task(config)
+    learner = PPOLag(config, task)
+    with Run(config, learner=learner, policy=learner.policy, norm=task.norm) as run:
+        loop = Loop(run, task, learner.policy, config.collect)
         if run.frames == 0:
-            with run.watch("collecting"):
-                warm_up = task.warm_up(config.warmup_frames, seed=config.seed)
-            run.advance(warm_up.numel() * config.env.frame_skip)
-            episodes.add(warm_up)
-        with workers_ignore_interrupt():
-            collector = make_collector(
-                lambda: task.training_env(config.seed + run.frames),
-                policy,
-                frames_per_batch=config.frames_per_batch // config.env.frame_skip,
-                policy_device=task.device,
-                env_device=task.env_device,
-            )
-        eval_env = task.evaluation_env()
-        for collected in run.watch.each("collecting", collector):
-            since = run.frames
-            run.advance(collected.numel() * config.env.frame_skip)
-            require_finite(collected, run.frames)
-            costs = episodes.add(collected)
-            if len(costs):
-                multiplier.update(costs.mean(0))
-
-            steps = add_advantage(collected.to(task.device), reward_gae, cost_gae, multiplier())
-            steps = steps.select(*LEARNT_FROM).reshape(-1)
-            with torch.no_grad():
-                before = policy.get_dist(steps)
-            steps[ppo.tensor_keys.sample_log_prob] = before.log_prob(steps[keys.ACTION])
-            # In standard deviations, so that step sizes do not depend on the scale of the reward.
-            steps["advantage"] = standardise(steps["advantage"])
-            for _ in range(config.epochs):
-                shuffled = steps[torch.randperm(len(steps), device=task.device)]
-                for batch in shuffled.split(config.batch_size):
-                    averages.add(update(batch))
-                with torch.no_grad():
-                    kl = kl_divergence(before, policy.get_dist(steps)).mean()
-                if kl > config.kl_stop:
-                    break
-            averages.add({"lambda": multiplier(), "lambda_capped": multiplier.clipped, "kl": kl})
-            collector.update_policy_weights_()
-            report(run, since, averages, episodes, policy, eval_env, shown=("lambda", "kl"))
-            if run.finished:
-                break
-        collector.shutdown()
+            loop.warm_up()
+        for steps in loop.collect():
+            learner.observe(loop.episode_costs, run.frames)
+            for batches in learner.epochs(steps.to(task.device)):
+                for batch in batches:
+                    run.count_update()
+                    loop.record(learner.update(batch))
+            lam, capped = learner.multiplier(), learner.multiplier.clipped
+            loop.record({"lambda": lam, "lambda_capped": capped, "kl": learner.kl})
+            loop.report(shown=("lambda", "kl"))
+    return learner
 
 
 if __name__ == "__main__":

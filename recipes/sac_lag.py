@@ -2,135 +2,149 @@
 
     python recipes/sac_lag.py                                 # SafetyPointCircle1-v0, limit 25
     python recipes/sac_lag.py --multiplier gradient --env.id SafetyPointGoal1-v0 --seed 1
-    python recipes/sac_lag.py --cal                           # conservative costs, augmented Lagrangian
-    python recipes/sac_lag.py --resume runs/sac_lag-...       # go on from the last checkpoint
+    python recipes/sac_lag.py --augmentation cal              # conservative costs, augmented Lagrangian
+    python recipes/sac_lag.py --resume runs/sac_lag-...       # continue from the last checkpoint
 
-The actor maximises reward minus the costs, each charged at its multiplier, which follows the episodes just
-collected: docs/lagrangian.md. Every metric is defined in docs/metrics.md.
+The actor maximizes the reward minus the costs, each weighted by its multiplier. The multipliers follow the
+cost of the episodes just collected (docs/lagrangian.md). Every metric is defined in docs/metrics.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential
 
-from plumbing import (
-    ConstrainedCritics,
-    OffPolicyLagrangianConfig,
-    Task,
-    make_multiplier,
-    require_memory,
-    train_lagrangian,
-)
 from safe_components.lagrangian import SACLagLoss
-from safe_components.ops import q_cost_limit
 from safe_components.policies import tanh_gaussian_policy
-from safe_components.training import launch
+from safe_components.training import Learner, Loop, Replay, Run, Task, launch, options, require_memory
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(OffPolicyLagrangianConfig):
-    """SAC-Lag. The fields below are the algorithm's; those above are shared."""
+class PolicyConfig(options.PolicyConfig):
+    """The squashed Gaussian policy and its optimizer."""
 
-    reward_critics: int = 2
-    """ensemble size; the minimum is used"""
-    cost_aggregate: Literal["mean", "max", "conservative"] = "mean"
-    """how the cost ensemble becomes one number; conservative is mean + cost_std standard deviations"""
-    cost_std: float = 0.5
-    """these standard deviations"""
-    init_alpha: float = 0.1
-    """first temperature, in reward per nat of entropy"""
-    alpha_lr: float = 1e-3
-    """Adam's step size for the logarithm of the temperature"""
-    target_entropy: float | None = None
-    """entropy the temperature aims at, in nats; None is minus the number of actions"""
-    normalise: bool = True
-    """divide the actor's loss by 1 + the sum of the multipliers"""
-    cal: bool = False
-    """CAL: conservative costs from cal_critics members, and the augmented Lagrangian"""
-    cal_critics: int = 4
-    """CAL: ensemble size of the costs, in place of cost_critics"""
-    cal_augmentation: float = 10.0
-    """CAL: c, multiplier per discounted cost over the limit"""
+    normalize: bool = True
+    """divide the loss of the policy by 1 + the sum of the multipliers"""
+
+
+@dataclasses.dataclass(frozen=True)
+class EntropyConfig:
+    """The temperature, which keeps the entropy of the policy near a target."""
+
+    init_alpha: options.Positive = 0.1
+    """initial temperature, in reward per nat of entropy"""
+    lr: options.Positive = 1e-3
+    """step size of Adam for the logarithm of the temperature"""
+    target: float | None = None
+    """target of the entropy, in nats; None takes minus the dimension of the action"""
+
+
+@dataclasses.dataclass(frozen=True)
+class CALConfig:
+    """CAL: conservative costs in the loss of the policy, and the augmented Lagrangian."""
+
+    coef: options.Positive = 10.0
+    """c, the additional multiplier per discounted cost over the limit"""
+    cost_members: options.Count = 4
+    """ensemble size for the costs, in place of critics.cost_members"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(options.OffPolicyConfig):
+    """Configuration of SAC-Lag. Each group holds the settings of one part."""
+
+    recipe: ClassVar[str] = "sac_lag"
+    policy: PolicyConfig = PolicyConfig()
+    multiplier: options.Multiplier = options.PIDConfig()
+    entropy: EntropyConfig = EntropyConfig()
+    augmentation: CALConfig | None = None
 
 
 def make_policy(config: Config, task: Task) -> ProbabilisticTensorDictSequential:
-    """A Gaussian squashed into the action bounds."""
-    sizes = {"hidden_sizes": config.hidden_sizes}
-    return tanh_gaussian_policy(task.observation_dim, **task.bounds, **sizes).to(task.device)
+    """Make a Gaussian policy squashed into the action bounds."""
+    sizes = config.policy.hidden_sizes
+    return tanh_gaussian_policy(task.observation_dim, **task.bounds, hidden_sizes=sizes).to(task.device)
 
 
-def main(config: Config) -> None:
-    """Train."""
-    task = Task(config)
-    members = config.cal_critics if config.cal else config.cost_critics
-    critic_config = dataclasses.replace(config, cost_critics=members)
-    require_memory(critic_config, task, config.reward_critics)
-    policy = make_policy(config, task)
-    multiplier = make_multiplier(config)
-    critics = ConstrainedCritics(
-        critic_config,
-        task,
-        policy,
-        reward_critics=config.reward_critics,
-        # CAL is conservative in the actor's loss only: in the targets it would add up over the steps.
-        cost_aggregate="mean" if config.cal else config.cost_aggregate,
-        cost_std_coef=config.cost_std,
-        entropy_coef=lambda: actor.alpha,
-    )
-    # Limits are set on sums over an episode, critics estimate discounted sums: docs/cost_budget.md.
-    limits = q_cost_limit(config.cost_limit, config.gamma, task.episode_length) if config.cal else None
-    actor = SACLagLoss(
-        policy,
-        critics.critic.reward(),
-        critics.critic.cost(),
-        multiplier,
-        cost_aggregate="conservative" if config.cal else config.cost_aggregate,
-        std_coef=config.cost_std,
-        target_entropy="auto" if config.target_entropy is None else config.target_entropy,
-        init_alpha=config.init_alpha,
-        normalise=config.normalise,
-        augmentation=config.cal_augmentation if config.cal else 0.0,
-        q_cost_limit=limits,
-    ).to(task.device)
-    policy_optim = torch.optim.Adam(
-        [
-            {"params": list(actor.policy_params.values(True, True)), "lr": config.policy_lr},
-            {"params": [actor.log_alpha], "lr": config.alpha_lr},
-        ]
-    )
+class SACLag(Learner):
+    """The parts of SAC-Lag, and one update of them; its ``state_dict`` is the checkpoint."""
 
-    def improve(batch: TensorDictBase, updates: int) -> dict[str, torch.Tensor]:
-        """One step of the actor and of its temperature."""
-        out = actor(batch)
-        policy_optim.zero_grad()
+    actor: SACLagLoss
+
+    def __init__(self, config: Config, task: Task) -> None:
+        super().__init__()
+        critics, cal, entropy = config.critics, config.augmentation, config.entropy
+        self.policy = make_policy(config, task)
+        discounted = (critics.gamma, task.episode_length) if cal else ()
+        self.budget = config.budget.make(*discounted).to(task.device)
+        self.multiplier = config.multiplier.make(config.budget.cost_limit)
+        critic = critics.make(task.observation_dim, task.action_dim, task.num_costs, **task.bounds)
+        critic = critic.to(task.device)
+        # CAL is conservative only in the loss of the policy. In the targets the bias would add up over steps.
+        soft = {"entropy_coef": lambda: self.actor.alpha}
+        self.critics = critics.make_learner(critic, self.policy, "mean" if cal else None, **soft)
+        self.actor = SACLagLoss(
+            self.policy,
+            critic,
+            self.multiplier,
+            cost_aggregate="conservative" if cal else critics.cost_aggregate,
+            std_coef=critics.cost_std,
+            target_entropy="auto" if entropy.target is None else entropy.target,
+            init_alpha=entropy.init_alpha,
+            normalize=config.policy.normalize,
+            augmentation=cal.coef if cal else 0.0,
+            q_cost_limit=self.budget.q_limit if cal else None,
+        ).to(task.device)
+        policy = {"params": list(self.actor.policy_params.values(True, True)), "lr": config.policy.lr}
+        self.optim = torch.optim.Adam([policy, {"params": [self.actor.log_alpha], "lr": entropy.lr}])
+
+    def update(self, transitions: TensorDictBase) -> dict[str, torch.Tensor]:
+        """Take one step of the critics, one of the policy and one of its temperature."""
+        metrics = self.critics.update(transitions)
+        out = self.actor(transitions)
+        self.optim.zero_grad()
         (out["loss_actor"] + out["loss_alpha"]).backward()
-        policy_optim.step()
-        return {
-            "lambda_effective": out["lam_effective"],
-            "actor_q_reward": out["q_reward"],
-            "actor_q_cost": out["q_cost"],
-            "loss_actor": out["loss_actor"],
-            "alpha": out["alpha"],
-            "entropy": out["entropy"],
-            **({"q_cost_limit": limits} if config.cal else {}),
-        }
+        self.optim.step()
+        metrics |= {"lambda": self.multiplier.lam, "lambda_capped": self.multiplier.clipped}
+        metrics |= {"lambda_effective": out["lam_effective"]}
+        if self.actor.q_cost_limit is not None:  # only CAL has it
+            metrics["q_cost_limit"] = self.actor.q_cost_limit
+        metrics |= {"actor_q_reward": out["q_reward"], "actor_q_cost": out["q_cost"]}
+        return metrics | {name: out[name] for name in ("loss_actor", "alpha", "entropy")}
 
-    train_lagrangian(
-        config,
-        "sac_lag",
-        task,
-        policy,
-        critics,
-        multiplier,
-        improve=improve,
-        components={"actor": actor, "policy_optim": policy_optim},
-        shown=("lambda", "alpha"),
-    )
+    def observe(self, episode_costs: torch.Tensor, frames: int) -> None:
+        """Move the limit and the multiplier between two batches of frames."""
+        self.budget.observe(episode_costs, frames)
+        self.multiplier.set_cost_limits(self.budget.cost_limit)
+        if len(episode_costs):
+            self.multiplier.update(episode_costs.mean(0))
+
+
+def main(config: Config) -> SACLag:
+    """Train, and return the learner."""
+    if cal := config.augmentation:
+        critics = dataclasses.replace(config.critics, cost_members=cal.cost_members)
+        config = dataclasses.replace(config, critics=critics)
+    task = Task(config)
+    require_memory(config, task)
+    learner, replay = SACLag(config, task), Replay.of(config)
+    with Run(config, learner=learner, policy=learner.policy, norm=task.norm, replay=replay) as run:
+        loop = Loop(run, task, learner.policy, config.collect)
+        if run.frames == 0:
+            replay.extend(loop.warm_up(config.critics.n_step + 1))
+            for _ in range(config.critics.warmup_updates):
+                learner.critics.update(replay.transitions())
+        for steps in loop.collect():
+            replay.extend(steps)
+            learner.observe(loop.episode_costs, run.frames)
+            for _ in loop.updates_due():
+                loop.record(learner.update(replay.transitions()))
+            loop.report(shown=("lambda", "alpha"))
+    return learner
 
 
 if __name__ == "__main__":

@@ -1,81 +1,102 @@
-"""Compare variants of the algorithms over seeds: one command, one table, one figure.
+"""Comparison of variants of the algorithms over seeds, in one table and one figure.
 
     python recipes/study.py --variants cvpo no-kl sac-lag --seeds 5 --env.id PointCircle
-    python recipes/study.py --list                          # the variants there are
+    python recipes/study.py --list                          # list the variants
     python recipes/study.py --report --run-dir runs/study-PointCircle
 
-A variant is NAME[:OPTION=VALUE[,OPTION=VALUE...]], for example cvpo:epsilon=0.2. Each is trained with each
-seed, a few runs at a time. The same command again goes on where the last one stopped. Options shared by
-all recipes hold for all variants; where they are not given, each recipe's own default does.
-docs/studies.md defines every column.
+A variant has the form NAME[:PATH=VALUE[,PATH=VALUE...]], for example cvpo:estep.epsilon=0.2. The study trains
+each variant with each seed, a few runs at a time. The same command continues an interrupted study. Options
+that all recipes share apply to all variants, and their defaults are those of each recipe. docs/studies.md
+defines every column.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
-from plumbing.members import check_limits, options_of, plan
-from plumbing.pool import LocalPool, Pool, RayPool
-from plumbing.results import write_results
-from plumbing.scheduler import run_members
-from plumbing.study_record import hold, merge, record_study
-from plumbing.variants import variant_table
-from safe_components.training import RunConfig, launch
-
-# What the study decides for its members, and so does not hand on.
-_OWN = ("seed", "run-dir", "resume", "progress", "traceback")
+from safe_components.studies import (
+    LocalPool,
+    Pool,
+    RayPool,
+    check_limits,
+    hold,
+    merge,
+    plan,
+    record_study,
+    run_members,
+    variant_table,
+    write_results,
+)
+from safe_components.training import RecipeConfig, RunConfig, explained_errors, options, overlay, parse_config
+from safe_components.training.command_line import given_settings
+from safe_components.training.settings import read_sections
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(RunConfig):
-    """A study; ``seed`` is the first seed and ``run_dir`` the study's directory."""
+class StudyConfig(RunConfig):
+    """Settings of a study; ``seed`` is its first seed and ``run_dir`` is its directory."""
 
     variants: tuple[str, ...] = ()
-    """NAME[:OPTION=VALUE[,OPTION=VALUE...]], see --list"""
-    seeds: int = 5
-    """runs of each variant, with seeds --seed, --seed + 1, ..."""
-    changes: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="OPTION=VALUE")] = ()
-    """further options, for every variant; RECIPE.OPTION=VALUE for those of one recipe"""
-    jobs: int | None = None
-    """runs at a time; None for one per core, on a cluster one per CPU it has"""
+    """variants to compare, each NAME[:PATH=VALUE[,PATH=VALUE...]]; --list shows the names"""
+    seeds: options.Count = 5
+    """number of runs of each variant, with the seeds --seed, --seed + 1, ..."""
+    changes: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="PATH=VALUE")] = ()
+    """further settings of every variant; RECIPE.PATH=VALUE changes the variants of one recipe"""
+    jobs: options.Count | None = None
+    """number of runs at a time; None for one per core, or one per CPU of a cluster"""
     ray: str | None = None
-    """"local" starts Ray on this machine; HOST:PORT uses a cluster that sees the same files"""
-    ray_gpus: float = 0.0
-    """share of a GPU each run reserves on Ray"""
+    """"local" starts Ray on this machine; HOST:PORT uses a cluster with the same files; None turns Ray off"""
+    ray_gpus: options.NotNegative = 0.0
+    """share of a GPU that each run reserves on Ray"""
     report: bool = False
-    """only write table and figure again, from the rows that are there"""
+    """only write the tables and the figure again, from the existing rows"""
     list_variants: Annotated[bool, tyro.conf.arg(name="list")] = False
-    """print the variants and leave"""
+    """print the variants and exit"""
     resume: tyro.conf.Suppress[Path | None] = None
 
 
-def given_options(arguments: Sequence[str]) -> dict[str, list[str]]:
-    """The shared options on a command line, as words; those not given stay each recipe's own."""
-    shared = [name for name in options_of(RunConfig()) if name not in _OWN]
-    given: dict[str, list[str]] = {}
-    words: list[str] = []
-    for argument in arguments:
-        if argument.startswith("--"):
-            flag, equals, value = argument[2:].partition("=")
-            flag, words = flag.replace("_", "-"), [value] if equals else []
-            if flag in shared:
-                given[flag] = words
-        else:
-            words.append(argument)
+@dataclasses.dataclass(frozen=True)
+class Config(RecipeConfig):
+    """Configuration of a study of several variants."""
+
+    recipe: ClassVar[str] = "study"
+    run: tyro.conf.OmitArgPrefixes[StudyConfig] = StudyConfig()
+
+
+# Settings that the study decides for its members or uses itself, and so does not pass on.
+_OWN = {"seed", "run_dir", "settings", "config", "resume", "progress", "traceback"}
+_SHARED = {field.name for field in dataclasses.fields(RunConfig)} - _OWN
+
+
+def shared_settings(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the settings on a command line that all recipes share, as nested plain data."""
+    given = given_settings(Config, arguments)
+    given["run"] = {name: value for name, value in given["run"].items() if name in _SHARED}
     return given
 
 
-def make_pool(config: Config) -> Pool:
-    """Processes of this machine, or Ray tasks."""
+def directory_of(config: Config, shared: Mapping[str, Any]) -> Path:
+    """Return the directory of the study, which is by default named after the environment."""
+    if config.run.run_dir is not None:
+        return config.run.run_dir
+    common = RecipeConfig()
+    if config.run.settings is not None:
+        path, sections = read_sections(config.run.settings)
+        env = {key: value for key, value in sections.get("all", {}).items() if key.startswith("env")}
+        common = overlay(common, env, str(path))
+    return Path("runs") / f"study-{overlay(common, shared, 'the study').env.file_name}"
+
+
+def make_pool(config: StudyConfig) -> Pool:
+    """Make a pool of processes on this machine, or of tasks on Ray."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     slots = config.jobs or max(cores // config.threads, 1)
     if config.ray is None:
@@ -86,48 +107,66 @@ def make_pool(config: Config) -> Pool:
 
 
 def main(config: Config, arguments: Sequence[str]) -> None:
-    """Run the study."""
-    if config.list_variants:
+    """Run a study.
+
+    Args:
+        config: configuration of the study.
+        arguments: words of the command line, which tell the settings that were given.
+    """
+    study, shared = config.run, shared_settings(arguments)
+    if study.list_variants:
         print(variant_table())
         return
-    directory = config.run_dir or Path("runs") / f"study-{config.env.file_name}"
-    if config.report:
+    directory = directory_of(config, shared)
+    if study.report:
         print(write_results(directory).read_text())
         return
-    if not config.variants:
+    if not study.variants:
         raise ValueError("name the variants to compare, for example --variants cvpo no-kl; --list shows all")
-    for name, count in (("seeds", config.seeds), ("jobs", config.jobs)):
-        if count is not None and count < 1:
-            raise ValueError(f"{name} is {count}, must be at least 1")
-    extra = {}
-    for setting in config.changes:
-        name, equals, value = setting.partition("=")
+    changes = {}
+    for change in study.changes:
+        path, equals, words = change.partition("=")
         if not equals:
-            raise ValueError(f"--set {setting!r} must be OPTION=VALUE")
-        extra[name.removeprefix("--").replace("_", "-")] = value.split()
-    seeds = range(config.seed, config.seed + config.seeds)
-    members = plan(config.variants, seeds, given_options(arguments), extra, directory)
+            raise ValueError(f"--set {change!r} must be PATH=VALUE")
+        changes[path] = words
+    members = plan(
+        study.variants,
+        range(study.seed, study.seed + study.seeds),
+        directory,
+        settings=study.settings,
+        file=study.config,
+        shared=shared,
+        changes=changes,
+    )
     check_limits(members)
-    merge(directory, members)  # before anything is started or written
-    pool = make_pool(config)
+    merge(directory, members)  # check before anything is started or written
+    pool = make_pool(study)
     try:
         with hold(directory):
             record_study(directory, members, shlex.join(["python", "recipes/study.py", *arguments]))
-            outcome = run_members(members, pool, config.progress)
+            outcome = run_members(members, pool, study.progress)
             print(write_results(directory).read_text())
     finally:
         pool.close()
     print(f"tables and figure: {directory}")
-    again = "the same command goes on and repeats nothing that has finished"
+    again = "the same command continues the study and repeats no finished run"
     if outcome.stopped:
         print(f"{len(outcome.stopped)} of {len(members)} members have not finished; {again}")
         raise SystemExit(130)
     if outcome.failed:
         raise SystemExit(
-            f"error: {len(outcome.failed)} of {len(members)} members failed (their last words are above, "
-            f"the rest in their output.log); mend the cause: {again}"
+            f"error: {len(outcome.failed)} of {len(members)} members failed (their errors are above, and "
+            f"their full output is in output.log); fix the cause: {again}"
         )
 
 
+def run(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line and run the study; end with one line for errors of the user."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    config = parse_config(Config, arguments, default=Config())  # the recipes read settings and files
+    with explained_errors(config.run.traceback):
+        main(config, arguments)
+
+
 if __name__ == "__main__":
-    launch(functools.partial(main, arguments=sys.argv[1:]), Config)
+    run()

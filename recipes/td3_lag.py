@@ -1,113 +1,156 @@
-"""Twin delayed deterministic policy gradient with a Lagrangian multiplier (TD3-Lag).
+"""Twin delayed deterministic policy gradient with a Lagrangian multiplier (TD3-Lag), and DDPG-Lag.
 
     python recipes/td3_lag.py                                 # SafetyPointCircle1-v0, limit 25
     python recipes/td3_lag.py --multiplier gradient --env.id SafetyPointGoal1-v0 --seed 1
-    python recipes/td3_lag.py --resume runs/td3_lag-...       # go on from the last checkpoint
+    python recipes/td3_lag.py --algorithm ddpg                # DDPG-Lag
+    python recipes/td3_lag.py --resume runs/td3_lag-...       # continue from the last checkpoint
 
-TD3 (Fujimoto et al. 2018, arXiv 1802.09477) whose actor maximises reward minus the costs, each charged at
-its multiplier, which follows the episodes just collected: docs/lagrangian.md. Every metric is defined in
+The algorithm is TD3 (Fujimoto et al. 2018, arXiv 1802.09477), but its actor maximizes the reward minus the
+costs, each weighted by its multiplier. The multipliers follow the cost of the episodes just collected
+(docs/lagrangian.md). DDPG (Lillicrap et al. 2016, arXiv 1509.02971) has one reward critic and moves the actor
+at every update. Its targets take the actions of the target actor without noise. Every metric is defined in
 docs/metrics.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
 
-from plumbing import (
-    ConstrainedCritics,
-    OffPolicyLagrangianConfig,
-    Polyak,
-    Task,
-    make_multiplier,
-    require_memory,
-    train_lagrangian,
-    with_noise,
-)
-from safe_components.critics import TargetSmoothing
+from safe_components.critics import Polyak, TargetSmoothing
 from safe_components.lagrangian import DeterministicLagLoss
 from safe_components.policies import deterministic_policy
-from safe_components.training import launch
+from safe_components.training import (
+    Learner,
+    Loop,
+    Replay,
+    Run,
+    Task,
+    launch,
+    options,
+    require_memory,
+    with_noise,
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(OffPolicyLagrangianConfig):
-    """TD3-Lag. The fields below are the algorithm's; those above are shared."""
+class PolicyConfig(options.PolicyConfig):
+    """The deterministic policy, its target and its optimizer."""
 
-    exploration_std: float = 0.1
-    """standard deviation of the noise on collected actions, as a share of half the action range"""
-    policy_delay: int = 2
-    """updates of the critics per update of the actor and its target"""
-    policy_polyak: float = 0.98
-    """share the target actor keeps at each of its updates"""
-    smoothing_std: float = 0.2
+    polyak: options.Share = 0.98
+    """share of its own parameters that the target policy keeps at each of its updates"""
+    normalize: bool = True
+    """divide the loss of the policy by 1 + the sum of the multipliers"""
+    exploration_std: options.NotNegative = 0.1
+    """standard deviation of the noise on actions in training, as a share of half the action range"""
+
+
+@dataclasses.dataclass(frozen=True)
+class TD3Config:
+    """TD3: two reward critics, a delayed policy and smoothed targets."""
+
+    delay: options.Count = 2
+    """updates of the critics per update of the policy and its target"""
+    smoothing_std: options.NotNegative = 0.2
     """standard deviation of the noise on the targets' next action, as a share of half the action range"""
-    smoothing_clip: float = 0.5
-    """largest such noise, likewise"""
-    normalise: bool = True
-    """divide the actor's loss by 1 + the sum of the multipliers"""
+    smoothing_clip: options.NotNegative = 0.5
+    """largest noise on the targets' next action, as a share of half the action range"""
+
+
+@dataclasses.dataclass(frozen=True)
+class DDPGConfig:
+    """DDPG: one reward critic (critics.reward_members is ignored), no delay and no smoothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(options.OffPolicyConfig):
+    """Configuration of TD3-Lag and DDPG-Lag. Each group holds the settings of one part."""
+
+    recipe: ClassVar[str] = "td3_lag"
+    policy: PolicyConfig = PolicyConfig()
+    multiplier: options.Multiplier = options.PIDConfig()
+    algorithm: TD3Config | DDPGConfig = TD3Config()
 
 
 def make_policy(config: Config, task: Task) -> TensorDictModule:
-    """A deterministic actor inside the action bounds."""
-    sizes = {"hidden_sizes": config.hidden_sizes}
-    return deterministic_policy(task.observation_dim, **task.bounds, **sizes).to(task.device)
+    """Make a deterministic policy inside the action bounds."""
+    sizes = config.policy.hidden_sizes
+    return deterministic_policy(task.observation_dim, **task.bounds, hidden_sizes=sizes).to(task.device)
 
 
-def main(config: Config) -> None:
-    """Train."""
-    if config.policy_delay < 1:
-        raise ValueError(f"policy_delay is {config.policy_delay}, must be at least 1")
+class TD3Lag(Learner):
+    """The parts of TD3-Lag, and one update of them; its ``state_dict`` is the checkpoint."""
+
+    def __init__(self, config: Config, task: Task) -> None:
+        super().__init__()
+        critics, td3 = config.critics, config.algorithm
+        self.delay, smoothing = 1, None
+        if isinstance(td3, TD3Config):
+            self.delay = td3.delay
+            smoothing = TargetSmoothing(
+                **task.bounds, std=td3.smoothing_std, noise_clip=td3.smoothing_clip
+            ).to(task.device)
+        self.policy = make_policy(config, task)
+        self.budget = config.budget.make()
+        self.multiplier = config.multiplier.make(config.budget.cost_limit)
+        critic = critics.make(task.observation_dim, task.action_dim, task.num_costs, **task.bounds)
+        critic = critic.to(task.device)
+        # The loss of the actor holds the target policy, which acts in the targets of the critics.
+        self.actor = DeterministicLagLoss(
+            self.policy, critic, self.multiplier, normalize=config.policy.normalize
+        ).to(task.device)
+        self.target_policy = Polyak(self.actor, eps=config.policy.polyak)
+        targets = {"policy_params": self.actor.target_policy_params, "smooth_action": smoothing}
+        self.critics = critics.make_learner(critic, self.policy, **targets)
+        self.optim = torch.optim.Adam(self.actor.parameters(), lr=config.policy.lr)
+
+    def update(self, transitions: TensorDictBase, number: int) -> dict[str, torch.Tensor]:
+        """Take one step of the critics; at every ``delay``-th update also move the policy and its target."""
+        metrics = self.critics.update(transitions)
+        metrics |= {"lambda": self.multiplier.lam, "lambda_capped": self.multiplier.clipped}
+        if number % self.delay:
+            return metrics
+        out = self.actor(transitions)
+        self.optim.zero_grad()
+        out["loss_actor"].backward()
+        self.optim.step()
+        self.target_policy.step()
+        metrics |= {"actor_q_reward": out["q_reward"], "actor_q_cost": out["q_cost"]}
+        return metrics | {"loss_actor": out["loss_actor"]}
+
+    def observe(self, episode_costs: torch.Tensor, frames: int) -> None:
+        """Move the limit and the multiplier between two batches of frames."""
+        self.budget.observe(episode_costs, frames)
+        self.multiplier.set_cost_limits(self.budget.cost_limit)
+        if len(episode_costs):
+            self.multiplier.update(episode_costs.mean(0))
+
+
+def main(config: Config) -> TD3Lag:
+    """Train, and return the learner."""
+    if isinstance(config.algorithm, DDPGConfig):
+        config = dataclasses.replace(config, critics=dataclasses.replace(config.critics, reward_members=1))
     task = Task(config)
     require_memory(config, task)
-    policy = make_policy(config, task)
-    multiplier = make_multiplier(config)
-
-    # The actor's loss, made last, holds the target actor that the critics' targets follow.
-    critics = ConstrainedCritics(
-        config,
-        task,
-        policy,
-        policy_params=lambda: actor.target_policy_params,
-        smooth_action=TargetSmoothing(
-            **task.bounds, std=config.smoothing_std, noise_clip=config.smoothing_clip
-        ).to(task.device),
-    )
-    actor = DeterministicLagLoss(
-        policy, critics.critic.reward(), critics.critic.cost(), multiplier, normalise=config.normalise
-    ).to(task.device)
-    target_actor = Polyak(actor, eps=config.policy_polyak)
-    policy_optim = torch.optim.Adam(actor.parameters(), lr=config.policy_lr)
-
-    def improve(batch: TensorDictBase, updates: int) -> dict[str, torch.Tensor]:
-        """Every ``policy_delay`` updates one step of the actor and its target."""
-        if updates % config.policy_delay:
-            return {}
-        out = actor(batch)
-        policy_optim.zero_grad()
-        out["loss_actor"].backward()
-        policy_optim.step()
-        target_actor.step()
-        return {
-            "actor_q_reward": out["q_reward"],
-            "actor_q_cost": out["q_cost"],
-            "loss_actor": out["loss_actor"],
-        }
-
-    train_lagrangian(
-        config,
-        "td3_lag",
-        task,
-        policy,
-        critics,
-        multiplier,
-        improve=improve,
-        components={"actor": actor, "policy_optim": policy_optim},
-        explore=with_noise(policy, config.exploration_std, task),
-    )
+    learner, replay = TD3Lag(config, task), Replay.of(config)
+    explore = with_noise(learner.policy, config.policy.exploration_std, task)
+    with Run(config, learner=learner, policy=learner.policy, norm=task.norm, replay=replay) as run:
+        loop = Loop(run, task, learner.policy, config.collect, explore=explore)
+        if run.frames == 0:
+            replay.extend(loop.warm_up(config.critics.n_step + 1))
+            for _ in range(config.critics.warmup_updates):
+                learner.critics.update(replay.transitions())
+        for steps in loop.collect():
+            replay.extend(steps)
+            learner.observe(loop.episode_costs, run.frames)
+            for number in loop.updates_due():
+                loop.record(learner.update(replay.transitions(), number))
+            loop.report(shown=("lambda",))
+    return learner
 
 
 if __name__ == "__main__":

@@ -1,63 +1,79 @@
-"""What every recipe shares and no algorithm owns: run directory, logging, checkpoint, evaluation."""
+"""Training of one run: its configuration, environments, loop, run directory and evaluation."""
 
+from safe_components.training import options
 from safe_components.training.averages import Averages, EpisodeStatistics, episode_summary
-from safe_components.training.comparison import over_seeds, plot_comparison
+from safe_components.training.command_line import parse_config
 from safe_components.training.config import (
-    EnvConfig,
-    RunConfig,
+    config_to_dict,
+    leaves,
     load_config,
-    parse_config,
-    validate_run_config,
+    overlay,
+    validate,
+    with_run,
+    with_value,
 )
 from safe_components.training.curves import plot_curves, read_metrics
 from safe_components.training.evaluation import evaluate
+from safe_components.training.execution import ExecutionConfig, GraphedUpdate, execute
+from safe_components.training.exploration import with_noise
 from safe_components.training.guards import require_finite
 from safe_components.training.interrupt import StopRequest, workers_ignore_interrupt
 from safe_components.training.launch import explained_errors, launch
+from safe_components.training.learner import Learner
+from safe_components.training.loop import Loop
+from safe_components.training.memory import available_bytes, memory_needed, require_memory
 from safe_components.training.metrics import MetricsWriter
-from safe_components.training.normalise import fit_observation_norm, observation_norm, scale_steps
+from safe_components.training.normalize import fit_observation_norm, observation_norm, scale_steps
+from safe_components.training.options import EnvConfig, OffPolicyConfig, RecipeConfig, RunConfig
+from safe_components.training.replay import Replay
 from safe_components.training.run import Run
-from safe_components.training.statistics import (
-    Summary,
-    episode_mean,
-    frames_to_best,
-    frames_to_safe,
-    last_frames,
-    rolling_mean,
-    summarise,
-)
+from safe_components.training.settings import read_settings
 from safe_components.training.stopwatch import Stopwatch
+from safe_components.training.task import Task
+from safe_components.training.video import record_video
 
 __all__ = [
     "Averages",
     "EnvConfig",
     "EpisodeStatistics",
+    "ExecutionConfig",
+    "GraphedUpdate",
+    "Learner",
+    "Loop",
     "MetricsWriter",
+    "OffPolicyConfig",
+    "RecipeConfig",
+    "Replay",
     "Run",
     "RunConfig",
     "StopRequest",
     "Stopwatch",
-    "Summary",
-    "episode_mean",
+    "Task",
+    "available_bytes",
+    "config_to_dict",
     "episode_summary",
     "evaluate",
+    "execute",
     "explained_errors",
     "fit_observation_norm",
-    "frames_to_best",
-    "frames_to_safe",
-    "last_frames",
     "launch",
+    "leaves",
     "load_config",
+    "memory_needed",
     "observation_norm",
-    "over_seeds",
+    "options",
+    "overlay",
     "parse_config",
-    "plot_comparison",
     "plot_curves",
     "read_metrics",
+    "read_settings",
+    "record_video",
     "require_finite",
-    "rolling_mean",
+    "require_memory",
     "scale_steps",
-    "summarise",
-    "validate_run_config",
+    "validate",
+    "with_noise",
+    "with_run",
+    "with_value",
     "workers_ignore_interrupt",
 ]

@@ -1,4 +1,4 @@
-"""Averages between two rows of metrics, reduced without waiting for the device at each step."""
+"""Averages between two rows of metrics, computed without waiting for the device at each step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Averages", "EpisodeStatistics", "episode_summary"]
 
 
 class Averages:
-    """Running means of scalar tensors, summed where they live and read once.
+    """Running means of tensors, which are summed on their own device and read once.
 
     Example:
         >>> averages = Averages()
@@ -24,11 +24,11 @@ class Averages:
     """
 
     def __init__(self) -> None:
-        # Totals and counts of values that come together, by device, names and lengths: one addition for all.
+        # Totals and counts by device, names and lengths. Values added together need one addition.
         self._sums: dict[tuple[torch.device, tuple[tuple[str, int], ...]], tuple[torch.Tensor, int]] = {}
 
     def add(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Add one value of each name; a vector [m] becomes ``name``, ``name_1``, ``name_2``, ..."""
+        """Add one value of each name; a vector [m] is stored as ``name``, ``name_1``, ``name_2``, ..."""
         by_device: dict[torch.device, list[tuple[str, torch.Tensor]]] = {}
         for name, value in values.items():
             row = value.detach().reshape(-1).to(torch.float64)
@@ -40,10 +40,10 @@ class Averages:
             self._sums[key] = together + total, count + 1
 
     def pop(self) -> dict[str, float]:
-        """The means since the last call, as numbers; this is where the device is waited for."""
+        """Return the means since the last call as numbers; this call waits for the device."""
         sums: dict[str, tuple[float, int]] = {}
         for (_, names), (total, count) in self._sums.items():
-            numbers = iter(total.tolist())  # one transfer for all that come together
+            numbers = iter(total.tolist())  # one transfer for values added together
             for name, length in names:
                 for index in range(length):
                     column = f"{name}_{index}" if index else name
@@ -56,17 +56,17 @@ class Averages:
 def episode_summary(
     reward: torch.Tensor, cost: torch.Tensor, limits: Sequence[float], prefix: str = "episode"
 ) -> dict[str, float]:
-    """Means over episodes, by the names ``metrics.csv`` uses; NaN where there is no episode.
+    """Return means over episodes, under the names of ``metrics.csv``; they are NaN without an episode.
 
     Args:
-        reward: undiscounted sums, [n].
-        cost: undiscounted sums, [n, m].
-        limits: of the episodic cost, m numbers.
-        prefix: "episode" for training, "eval" for the deterministic policy.
+        reward: undiscounted reward of each episode, [n].
+        cost: undiscounted costs of each episode, [n, m].
+        limits: limits on the cost of an episode, m numbers.
+        prefix: "episode" for episodes of training, "eval" for those of evaluation.
 
     Returns:
         ``<prefix>_reward``, ``<prefix>_cost`` (then ``_cost_1``, ... for further signals) and
-        ``<prefix>_violation_rate``, the share of episodes over any limit.
+        ``<prefix>_violation_rate``, the share of episodes over at least one limit.
 
     Example:
         >>> episode_summary(torch.tensor([1.0, 3.0]), torch.tensor([[20.0], [40.0]]), limits=[25.0])
@@ -81,11 +81,11 @@ def episode_summary(
 class EpisodeStatistics:
     """Means over the episodes that ended since the last row.
 
-    Reads ``("next", "done")``, ``("next", "episode_reward")`` and ``("next", "episode_cost")`` as
-    TorchRL's ``RewardSum`` writes them.
+    The batches must hold ``("next", "done")`` and the sums ``("next", "episode_reward")`` and
+    ``("next", "episode_cost")`` that TorchRL's ``RewardSum`` writes.
 
     Args:
-        limits: of the episodic cost, one per cost signal.
+        limits: limits on the cost of an episode, one per cost signal.
     """
 
     def __init__(self, limits: Sequence[float]) -> None:
@@ -93,7 +93,7 @@ class EpisodeStatistics:
         self._ended = [torch.empty(0, 1 + len(self._limits))]
 
     def add(self, batch: TensorDictBase) -> torch.Tensor:
-        """Take the ``n`` episodes that end within ``batch`` (of any size); returns their costs ``[n, m]``."""
+        """Add the ``n`` episodes that end in ``batch``, of any size, and return their costs ``[n, m]``."""
         step = batch["next"]
         done = step["done"].squeeze(-1)
         ended = torch.cat([step["episode_reward"][done], step["episode_cost"][done]], -1).cpu()
@@ -102,7 +102,7 @@ class EpisodeStatistics:
         return ended[:, 1:]
 
     def pop(self) -> dict[str, float]:
-        """The summary of these episodes (see :func:`episode_summary`) and ``episodes``, their number."""
+        """Return the :func:`episode_summary` of these episodes and their number, ``episodes``."""
         table = torch.cat(self._ended)
         self._ended = self._ended[:1]
         return episode_summary(table[:, 0], table[:, 1:], self._limits) | {"episodes": float(len(table))}

@@ -1,4 +1,4 @@
-"""Learning curves with the cost limit drawn in."""
+"""Learning curves of reward and cost, with the cost limits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["plot_curves", "read_metrics"]
 
 
 def read_metrics(path: Path) -> dict[str, np.ndarray]:
-    """The columns of a ``metrics.csv``; empty cells are NaN."""
+    """Return the columns of a ``metrics.csv``; empty cells are NaN."""
     table = np.genfromtxt(path, delimiter=",", names=True, dtype=float, ndmin=1, encoding="utf-8")
     return {name: table[name] for name in table.dtype.names or ()}
 
@@ -21,13 +21,14 @@ def read_metrics(path: Path) -> dict[str, np.ndarray]:
 def plot_curves(
     metrics_files: Sequence[Path], limits: Sequence[float], output: Path, title: str = ""
 ) -> None:
-    """Draw reward and cost over frames, one line a run, training thin and evaluation thick.
+    """Draw reward and cost over frames, with a thin line for training and a thick line for evaluation.
 
     Args:
-        metrics_files: one ``metrics.csv`` per run (seed), labelled by its directory or its own name.
+        metrics_files: one ``metrics.csv`` per run (seed). The label of a run is the name of its directory, or
+            of the file if it has another name.
         limits: the cost limit of each cost signal, drawn as a dashed line.
-        output: the picture to write; its ending gives the format.
-        title: above the picture.
+        output: picture to write; its suffix determines the format.
+        title: title above the picture.
     """
     runs = [read_metrics(path) for path in metrics_files]
     costs = ["episode_cost"] + [f"episode_cost_{i}" for i in range(1, len(limits))]

@@ -1,4 +1,4 @@
-"""Episodes with the deterministic policy, apart from training."""
+"""Evaluation of the deterministic policy in environments of its own."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ def evaluate(
     seed: int | None = None,
     max_steps: int = 1_000_000,
 ) -> dict[str, torch.Tensor]:
-    """Mean undiscounted returns of whole episodes, the policy taking its mode.
+    """Return the undiscounted reward and costs of whole episodes with the policy's deterministic action.
 
-    Each of the environment's copies is run from a reset until ``episodes`` episodes are over. An
-    episode counts only if it began among the first ``ceil(episodes / copies)`` of its copy, so that
-    short episodes are not over-represented.
+    Each of the environment's copies runs from a reset until ``episodes`` episodes have ended. An episode
+    counts only if it is among the first ``ceil(episodes / copies)`` of its copy. Short episodes are
+    therefore not over-represented.
 
     Args:
-        policy: writes the action; run under ``ExplorationType.DETERMINISTIC``.
-        env: of batch size [] or [N], steps writing ``reward`` [..., 1] and ``cost`` [..., m].
-        episodes: how many at least; rounded up to a multiple of N.
-        seed: of the first reset, so that evaluations compare; None leaves the environment's state.
-        max_steps: per copy, a guard against episodes without end.
+        policy: policy that writes the action; it runs under ``ExplorationType.DETERMINISTIC``.
+        env: environment of batch size [] or [N], whose steps write ``reward`` [..., 1] and ``cost`` [..., m].
+        episodes: number of episodes, which is rounded up to a multiple of N.
+        seed: seed of the first reset, which makes evaluations comparable; None does not reseed.
+        max_steps: largest number of steps per copy, which guards against endless episodes.
 
     Returns:
         ``reward`` [episodes], ``cost`` [episodes, m] (undiscounted sums) and ``length`` [episodes].
 
     Raises:
-        RuntimeError: if ``max_steps`` pass before the episodes are over.
+        ValueError: if ``episodes`` is below 1.
+        RuntimeError: if ``max_steps`` pass before the episodes have ended.
     """
     if episodes < 1:
         raise ValueError(f"episodes is {episodes}, must be at least 1")

@@ -1,4 +1,4 @@
-"""Ctrl-C as a request to stop after the current iteration, with everything saved."""
+"""Handling of Ctrl-C as a request to save and stop after the current iteration."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopRequest:
     """A context in which the first SIGINT or SIGTERM sets a flag instead of raising.
 
-    A second one raises ``KeyboardInterrupt`` at once. Outside the main thread, where Python
-    handles no signals, the flag is simply never set.
+    A second signal raises ``KeyboardInterrupt`` at once. Python handles signals only in the main thread, so
+    the flag is never set in other threads.
 
     Example:
         >>> with StopRequest() as stop:
@@ -55,10 +55,10 @@ class StopRequest:
 
 @contextmanager
 def workers_ignore_interrupt() -> Iterator[None]:
-    """Processes started inside ignore Ctrl-C, which a terminal sends to every process of the group.
+    """Return a context whose new processes ignore Ctrl-C, which a terminal sends to the whole process group.
 
-    They inherit the disposition; the parent's own is restored on leaving, so that it alone decides
-    when to stop and the workers are still there to be shut down in order.
+    The processes inherit the handler, and the parent's own handler is restored at the end of the context. The
+    parent alone then decides when to stop, and it can shut down its workers in order.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""Start a recipe so that a user's mistake is one clear line, not a traceback."""
+"""Start of a recipe, with one clear line instead of a traceback for a mistake of the user."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from contextlib import contextmanager
 import gymnasium
 from torchrl.checkpoint import CheckpointError
 
-from safe_components.training.config import C, parse_config
+from safe_components.training.command_line import C, parse_config
 
 __all__ = ["explained_errors", "launch"]
 
-# What the components raise for bad input, missing packages and numbers that are not finite.
+# Errors that components raise for bad input, missing packages and numbers that are not finite.
 _EXPLAINED = (ValueError, OSError, ImportError, FloatingPointError, CheckpointError, gymnasium.error.Error)
 
 
 @contextmanager
 def explained_errors(traceback: bool) -> Iterator[None]:
-    """End the program with one line where an error explains itself; quieten TorchRL's notices.
+    """End the program with one line for errors that explain themselves, and silence TorchRL's notices.
 
     Args:
-        traceback: show where such an error came from instead.
+        traceback: whether to raise the original error instead.
 
     Raises:
-        SystemExit: with status 1 and that line.
+        SystemExit: with status 1 and the message of the error.
 
     Example:
         >>> with explained_errors(traceback=False):
@@ -43,16 +43,21 @@ def explained_errors(traceback: bool) -> Iterator[None]:
         raise SystemExit(f"error: {error}") from None
 
 
-def launch(main: Callable[[C], None], config_type: type[C], arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line and call ``main``; errors with an explanation end the program.
+def launch(main: Callable[[C], object], config_type: type[C], arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line and call ``main``; end the program with one line for errors of the user.
 
-    ``--traceback`` shows where such an error came from.
+    With ``--traceback`` the original error is raised instead.
+
+    Args:
+        main: function that takes the configuration and trains.
+        config_type: configuration class of the recipe.
+        arguments: words of the command line; None takes those of this process.
 
     Raises:
-        SystemExit: with status 1 and one line for bad input, a missing package, or a run that met
-            a number that is not finite.
+        SystemExit: with status 1 and one line for bad input, a missing package, or a number that is not
+            finite.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     config = parse_config(config_type, arguments)
-    with explained_errors(config.traceback):
+    with explained_errors(config.run.traceback):
         main(config)

@@ -1,4 +1,4 @@
-"""Rows of metrics: a CSV file that is always complete, and TorchRL's loggers beside it."""
+"""Rows of metrics in a CSV file that is complete at any time, and in TorchRL's loggers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["MetricsWriter"]
 
 
 class MetricsWriter:
-    """Write one row per iteration to ``metrics.csv`` and to the loggers chosen.
+    """A writer of rows to ``metrics.csv`` and to the chosen loggers.
 
-    Columns are those of all rows so far; a row that brings a new one has the file rewritten with it.
+    The columns are those of all rows so far. A row with a new column causes the file to be rewritten.
 
     Args:
-        directory: of the run.
+        directory: directory of the run.
         loggers: any of "tensorboard", "wandb", "mlflow" (TorchRL's loggers).
-        keep_until: rows past this number of frames are dropped first; a resumed run passes the
-            frames of its checkpoint, since the rows after it are collected again.
+        keep_until: number of frames after which existing rows are dropped. A resumed run passes the frames of
+            its checkpoint, because it collects the later frames again.
 
     Raises:
         ImportError: if a logger's package is not installed; the message names the extra.
@@ -46,7 +46,7 @@ class MetricsWriter:
     def _keep(self, frames: float) -> None:
         with self.path.open(newline="", encoding="utf-8") as file:
             table = list(csv.DictReader(file))
-        # A kill in mid-write may leave a last row cut short: its missing cells are None.
+        # If the process was killed while writing, the last row may be cut short. Its missing cells are None.
         whole = [row for row in table if None not in row.values()]
         self._rewrite([row for row in whole if float(row["frames"]) <= frames])
 
@@ -61,7 +61,7 @@ class MetricsWriter:
         partial.replace(self.path)
 
     def write(self, row: Mapping[str, float]) -> None:
-        """Append a row, which must hold ``frames``, and hand it to the loggers."""
+        """Append a row, which must hold ``frames``, and pass it to the loggers."""
         if new := [key for key in row if key not in self._columns]:
             self._file.close()
             with self.path.open(newline="", encoding="utf-8") as file:

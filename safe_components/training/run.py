@@ -1,4 +1,4 @@
-"""A run: its directory, metrics, checkpoints and progress bar."""
+"""A run, with its directory, metrics, checkpoints and progress bar."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import math
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -20,15 +20,16 @@ import yaml
 from torchrl.checkpoint import Checkpoint, CheckpointRotation, GlobalRNGState
 from tqdm import tqdm
 
-from safe_components.training.config import CONFIG_FILE, RunConfig, config_to_dict
+from safe_components.training.config import CONFIG_FILE, LAYOUT, config_to_dict
 from safe_components.training.curves import plot_curves
 from safe_components.training.interrupt import StopRequest
 from safe_components.training.metrics import MetricsWriter
+from safe_components.training.options import RecipeConfig
 from safe_components.training.stopwatch import Stopwatch
 
 __all__ = ["Run"]
 
-# MuJoCo's version changes the physics, the others the numbers.
+# The version of MuJoCo changes the physics, and those of the other packages change the numbers.
 _RECORDED = (
     "safe_components",
     "torch",
@@ -44,7 +45,7 @@ _RECORDED = (
 
 @dataclasses.dataclass
 class _Clock:
-    """How far the run is; part of every checkpoint."""
+    """The progress of a run, which is part of every checkpoint."""
 
     frames: int = 0
     updates: int = 0
@@ -59,64 +60,75 @@ class _Clock:
 
 
 class Run:
-    """Create or continue a run directory, and keep it in order while the recipe trains.
+    """A run directory, which this class creates or continues and updates during training.
 
-    The directory holds ``config.yaml`` (settings and package versions), ``metrics.csv`` (one row per
-    iteration), ``checkpoint/`` (the two newest, TorchRL's ``Checkpoint`` format, each written beside
-    the last and renamed, so that a kill never leaves half a one), ``curves.png`` and one directory
-    per logger. Used as a context: leaving it normally, or on Ctrl-C, saves a checkpoint and the
-    curves; leaving it on an error keeps the last good checkpoint and draws the curves.
+    The directory holds:
+
+    - ``config.yaml``: the settings and the package versions.
+    - ``metrics.csv``: one row per iteration.
+    - ``checkpoint/``: the two newest checkpoints in TorchRL's ``Checkpoint`` format. Each is written under
+      another name and then renamed, so a killed process never leaves half a checkpoint.
+    - ``curves.png``: the learning curves.
+    - one directory per logger.
+
+    A run is a context. At a normal end, and after Ctrl-C, it saves a checkpoint and draws the curves. After
+    an error it keeps the last good checkpoint and draws the curves.
 
     Args:
-        config: ``config.resume`` continues that directory, otherwise ``config.run_dir`` is made.
-        name: of the recipe, for the directory's default name.
-        **components: what a checkpoint holds, by name: modules, optimisers, buffers, anything with
-            ``state_dict``. The random generators' states, frames, updates and wall time are added.
+        config: configuration of the run. ``config.run.resume`` is the directory to continue, and otherwise
+            ``config.run.run_dir`` is the directory to create. If both are None, a new directory below
+            ``runs`` is created.
+        **components: contents of a checkpoint by name: modules, optimizers, buffers, or any other object with
+            ``state_dict`` or ``dump``. The states of the random generators, the frames, the updates and the
+            wall time are added.
 
     Attributes:
-        watch: shares out the time between two rows among the phases ``collecting``, ``evaluating``,
-            ``saving``, ``logging`` and, for the rest, ``learning``: ``with run.watch("evaluating"): ...``.
-            Saving and logging are timed here.
+        watch: stopwatch that divides the time between two rows among the phases ``collecting``,
+            ``evaluating``, ``saving``, ``logging`` and ``learning`` (the rest), as in
+            ``with run.watch("evaluating"): ...``. The run itself times saving and logging.
 
     Raises:
-        FileExistsError: if ``config.run_dir`` already holds a run.
-        FileNotFoundError: if ``config.resume`` holds no run.
+        FileExistsError: if ``config.run.run_dir`` already holds a run.
+        FileNotFoundError: if ``config.run.resume`` holds no run.
         torchrl.checkpoint.CheckpointError: if a checkpoint does not fit the components.
 
     Example:
         >>> import tempfile
+        >>> from safe_components.training import RunConfig
         >>> directory = Path(tempfile.mkdtemp()) / "run"
-        >>> config = RunConfig(run_dir=directory, total_frames=100, loggers=(), progress=False)
-        >>> with Run(config, "demo", model=torch.nn.Linear(2, 1)) as run:
+        >>> settings = RunConfig(run_dir=directory, total_frames=100, loggers=(), progress=False)
+        >>> config = RecipeConfig(run=settings)
+        >>> with Run(config, model=torch.nn.Linear(2, 1)) as run:
         ...     run.advance(100)
         ...     run.log({"episode_reward": 1.0, "episode_cost": 0.0})
         >>> sorted(path.name for path in directory.iterdir())
         ['checkpoint', 'config.yaml', 'curves.png', 'metrics.csv']
     """
 
-    def __init__(self, config: RunConfig, name: str, **components: Any) -> None:
+    def __init__(self, config: RecipeConfig, **components: Any) -> None:
         self.config = config
         self._clock = _Clock()
         self._checkpoint = Checkpoint(clock=self._clock, rng=GlobalRNGState(), **components)
         self._saved_at = -1
-        self._stop = StopRequest()
-        resumed = config.resume and nullcontext(config.resume)
-        with resumed or _new_directory(config, name) as directory:
+        self._stop, self._exits = StopRequest(), ExitStack()
+        settings = config.run
+        resumed = settings.resume and nullcontext(settings.resume)
+        with resumed or _new_directory(config) as directory:
             self.directory = directory
-            # At least two checkpoints, so that the newest may be damaged by a full disk or a crash.
+            # Two checkpoints are kept, because a full disk or a crash may damage the newest.
             self._rotation = CheckpointRotation(directory / "checkpoint", keep_last=2)
-            if config.resume is not None and self._rotation.latest() is not None:
-                device = torch.device(config.device)
+            if settings.resume is not None and self._rotation.latest() is not None:
+                device = torch.device(settings.device)
                 self._rotation.load_latest(
                     self._checkpoint, map_location=None if device.type == "cpu" else device
                 )
                 self._saved_at = self.frames
-            self._metrics = MetricsWriter(directory, config.loggers, keep_until=self.frames)
+            self._metrics = MetricsWriter(directory, settings.loggers, keep_until=self.frames)
         self._bar = tqdm(
-            total=config.total_frames,
-            initial=min(self.frames, config.total_frames),
+            total=settings.total_frames,
+            initial=min(self.frames, settings.total_frames),
             unit="frame",
-            disable=not config.progress,
+            disable=not settings.progress,
             dynamic_ncols=True,
         )
         self.watch = Stopwatch("learning", "collecting", "evaluating", "saving", "logging")
@@ -125,41 +137,45 @@ class Run:
 
     @property
     def frames(self) -> int:
-        """Environment frames collected so far, those before a resume included."""
+        """Number of environment frames so far, including those before a resume."""
         return self._clock.frames
 
     @property
     def updates(self) -> int:
-        """Updates made so far."""
+        """Number of updates so far."""
         return self._clock.updates
 
     @property
     def finished(self) -> bool:
-        """Whether the frames are used up or Ctrl-C was pressed."""
-        return bool(self._stop) or self.frames >= self.config.total_frames
+        """Whether all frames have been collected or a stop was requested (Ctrl-C)."""
+        return bool(self._stop) or self.frames >= self.config.run.total_frames
 
     def advance(self, frames: int) -> None:
-        """Count frames just collected."""
+        """Add newly collected frames to the count."""
         self._clock.frames += frames
         self._bar.update(frames)
 
     def count_update(self) -> None:
-        """Count an update."""
+        """Add one update to the count."""
         self._clock.updates += 1
 
+    def on_exit(self, callback: Callable[[], object]) -> None:
+        """Register ``callback`` to be called when the context ends, before anything is saved."""
+        self._exits.callback(callback)
+
     def due(self, interval: int, since: int) -> bool:
-        """Whether a multiple of ``interval`` frames was passed after ``since`` frames; never for 0."""
+        """Tell whether a multiple of ``interval`` frames was reached after ``since`` frames; false for 0."""
         return interval > 0 and self.frames // interval > since // interval
 
     def log(self, metrics: Mapping[str, float], shown: tuple[str, ...] = ()) -> None:
-        """Write a row: how far the run is, where the time since the last row went, and ``metrics``.
+        """Write a row of the run's progress, the time of each phase since the last row, and ``metrics``.
 
-        ``frames``, ``updates``, ``wall_seconds``, ``frames_per_second`` and :attr:`watch`'s phases as
-        ``seconds_<phase>``; what writing this row takes is part of the next.
+        The row also holds ``frames``, ``updates``, ``wall_seconds``, ``frames_per_second`` and the phases of
+        :attr:`watch` as ``seconds_<phase>``. The time to write this row counts toward the next row.
 
         Args:
-            metrics: numbers by name; NaN becomes an empty cell.
-            shown: names of the metrics on the progress bar.
+            metrics: numbers by name; NaN is written as an empty cell.
+            shown: names of the metrics that the progress bar shows.
         """
         with self.watch("logging"):
             seconds = self.watch.pop()
@@ -183,16 +199,17 @@ class Run:
         self._clock.wall_seconds = time.monotonic() - self._started
         self._saved_at = self.frames
         with self.watch("saving"):
-            return self._rotation.save(self._checkpoint, step=self.frames)
+            path: Path = self._rotation.save(self._checkpoint, step=self.frames)
+            return path
 
     def draw(self) -> None:
         """Draw ``curves.png`` from the rows written so far."""
         if self._metrics.path.stat().st_size:
             plot_curves(
                 [self._metrics.path],
-                self.config.cost_limit,
+                self.config.budget.cost_limit,
                 self.directory / "curves.png",
-                title=f"{self.config.env.id}, seed {self.config.seed}",
+                title=f"{self.config.env.id}, seed {self.config.run.seed}",
             )
 
     def __enter__(self) -> Run:
@@ -202,6 +219,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._exits.close()
         try:
             if error is None and self.frames != self._saved_at:
                 self.save()
@@ -213,19 +231,19 @@ class Run:
         if error is not None:
             kept = self._rotation.latest()
             print(
-                f"stopped by {type(error).__name__}; "
+                f"stopped by {type(error).__name__} at {self.frames} frames and {self.updates} updates; "
                 + (f"the last checkpoint is kept: {kept}" if kept else "no checkpoint had been written yet")
             )
 
 
 @contextmanager
-def _new_directory(config: RunConfig, name: str) -> Iterator[Path]:
-    """Make a run's directory and its ``config.yaml``; both go again if the run cannot start.
+def _new_directory(config: RecipeConfig) -> Iterator[Path]:
+    """Make a run's directory and its ``config.yaml``, and remove both if the run cannot start.
 
-    The file is created exclusively: of several processes that ask for one directory, one gets it.
+    The file is created exclusively, so only one of several processes can get the same directory.
     """
-    document = yaml.safe_dump(_description(config, name), sort_keys=False)
-    directory, is_new = _make_directory(config, name)
+    document = yaml.safe_dump(_description(config), sort_keys=False)
+    directory, is_new = _make_directory(config)
     path = directory / CONFIG_FILE
     try:
         file = path.open("x", encoding="utf-8")
@@ -245,18 +263,22 @@ def _new_directory(config: RunConfig, name: str) -> Iterator[Path]:
         raise
 
 
-def _make_directory(config: RunConfig, name: str) -> tuple[Path, bool]:
-    """The directory, and whether it is new: ``config.run_dir`` may have existed, the default one may not."""
-    if config.run_dir is not None:
-        return config.run_dir, _is_made(config.run_dir)
-    stem = f"{name}-{config.env.file_name}-seed{config.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+def _make_directory(config: RecipeConfig) -> tuple[Path, bool]:
+    """Return the directory, and whether it is new.
+
+    ``config.run.run_dir`` may exist already, whereas the default directory is always new.
+    """
+    run_dir = config.run.run_dir
+    if run_dir is not None:
+        return run_dir, _is_made(run_dir)
+    stem = f"{config.recipe}-{config.env.file_name}-seed{config.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     numbered = (f"{stem}-{number}" for number in itertools.count(2))
     candidates = (Path("runs") / directory for directory in itertools.chain([stem], numbered))
     return next(filter(_is_made, candidates)), True
 
 
 def _is_made(directory: Path) -> bool:
-    """Make a directory; false if it was there, also if another process has just made it."""
+    """Make a directory; return false if it exists, even if another process has just made it."""
     try:
         directory.mkdir(parents=True)
     except FileExistsError:
@@ -264,12 +286,17 @@ def _is_made(directory: Path) -> bool:
     return True
 
 
-def _description(config: RunConfig, name: str) -> dict[str, Any]:
-    """What ``config.yaml`` holds."""
+def _description(config: RecipeConfig) -> dict[str, Any]:
+    """Return the content of ``config.yaml``."""
     versions = {"python": platform.python_version()}
     for package in _RECORDED:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "not installed"
-    return {"recipe": name, "config": config_to_dict(config), "versions": versions}
+    return {
+        "recipe": config.recipe,
+        "layout": LAYOUT,
+        "config": config_to_dict(config),
+        "versions": versions,
+    }

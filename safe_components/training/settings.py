@@ -1,61 +1,70 @@
-"""Settings of a task in a file, for all recipes or for one of them."""
+"""Settings of a task in a file, for all recipes or for a single recipe."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
+from safe_components.training.config import overlay, read_yaml
+from safe_components.training.options import RecipeConfig
+from safe_components.training.recipes import recipes_folder
 
-__all__ = ["settings_arguments"]
+__all__ = ["read_sections", "read_settings"]
 
 ALL = "all"
+C = TypeVar("C", bound=RecipeConfig)
 
 
-def settings_arguments(config_type: type, settings: str) -> list[str]:
-    """The command line that a file of settings stands for.
+def read_settings(config: C, settings: str) -> C:
+    """Replace settings of ``config`` by those of a task.
 
-    The file is YAML, ``section: {option: value}``. The section ``all`` is for every recipe, one with the name
-    of a recipe's file for that one, where it wins over ``all``. Options are those of the command line without
-    the dashes; a value is a number, a word, several of them or, for switches, true or false:
+    The settings are a YAML file. Its section ``all`` applies to every recipe. A section with the name of a
+    recipe applies to that recipe and overrides ``all``. A section holds part of a configuration, in the form
+    of ``config.yaml``:
 
         all:
-          env.id: SafetyBallRun-v0
-          cost-limit: 10
+          env: {id: SafetyBallRun-v0}
+          budget: {cost_limit: 10}
         cvpo:
-          hidden-sizes: [128, 128]
-          layer-norm: false
+          critics: {layer_norm: false}
+          trust_region: {retract: {kl_mean: 0.02}}
 
     Args:
-        config_type: of the recipe; the file that defines it names the recipe.
-        settings: path of such a file, or the name of one in the folder ``settings`` beside the recipe.
+        config: configuration of the recipe, which names the recipe.
+        settings: path of such a file, or the name of one that comes with the recipes.
 
     Raises:
-        FileNotFoundError: if there is none, naming those there are.
+        FileNotFoundError: if there is no such file; the message lists the files that come with the recipes.
+        ValueError: if the file has another form, a section that belongs to no recipe, or an unknown setting.
+    """
+    path, sections = read_sections(settings, config.recipe)
+    for name in (ALL, config.recipe):
+        config = overlay(config, sections.get(name, {}), f"{path}, {name}")
+    return config
+
+
+def read_sections(settings: str, *recipes: str) -> tuple[Path, Mapping[str, Mapping[str, Any]]]:
+    """Return the path of a settings file, in the form of :func:`read_settings`, and its sections.
+
+    Args:
+        settings: path of such a file, or the name of one that comes with the recipes.
+        recipes: names of recipes that do not come with the package; the file may have sections for them.
+
+    Raises:
+        FileNotFoundError: if there is no such file; the message lists the files that come with the recipes.
         ValueError: if the file has another form, or a section that belongs to no recipe.
     """
-    recipe = Path(inspect.getfile(config_type))
-    path = Path(settings)
+    folder, path = recipes_folder() / "settings", Path(settings)
     if not path.is_file():
-        folder = recipe.parent / "settings"
         path = folder / f"{settings}.yaml"
         if not path.is_file():
-            known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) or "nothing"
+            known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
             raise FileNotFoundError(f"settings {settings!r}: no such file, and {folder} holds {known}")
-    sections = yaml.safe_load(path.read_text())
-    if not isinstance(sections, Mapping) or not all(isinstance(part, Mapping) for part in sections.values()):
-        raise ValueError(f"{path} must hold sections of options, 'all:' or a recipe's name first")
-    for name in sections:
-        if name != ALL and not (recipe.parent / f"{name}.py").is_file():
-            raise ValueError(f"{path}: there is no recipe {name}.py for the section {name!r}")
-    options = {**sections.get(ALL, {}), **sections.get(recipe.stem, {})}
-    return [word for option, value in options.items() for word in _words(str(option), value)]
-
-
-def _words(option: str, value: Any) -> list[str]:
-    if isinstance(value, bool):
-        return [f"--{option}" if value else f"--no-{option}"]
-    values = value if isinstance(value, list) else str(value).split()
-    return [f"--{option}", *(str(word) for word in values)]
+    sections = read_yaml(path)
+    for name, section in sections.items():
+        if name not in (ALL, *recipes) and not (folder.parent / f"{name}.py").is_file():
+            raise ValueError(f"{path} has a section {name!r}: it must be {ALL!r} or the name of a recipe")
+        if not isinstance(section, Mapping):
+            raise ValueError(f"{path}: the section {name} must hold settings, but it holds {section!r}")
+    return path, sections

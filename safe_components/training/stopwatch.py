@@ -1,4 +1,4 @@
-"""Where the time of a run goes: one stop-watch that shares it out among phases."""
+"""A stopwatch that divides the time of a run among phases."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ T = TypeVar("T")
 
 
 class Stopwatch:
-    """Share out the time that passes so that every moment belongs to exactly one phase.
+    """A stopwatch that assigns every moment to exactly one phase.
 
-    The phases' seconds therefore add up to the time that has passed. Contexts may be nested: what passes
-    inside is the inner phase's alone. These are the host's times: work that a GPU still has to do belongs to
-    the phase that waits for its result. One object keeps its own time, unlike TorchRL's ``timeit``, which
-    keeps one account per process and counts nested stretches twice.
+    The seconds of the phases therefore add up to the elapsed time. Contexts may be nested; time inside a
+    nested context belongs to the inner phase alone. The stopwatch measures time on the host. Work that a GPU
+    still has to do belongs to the phase that waits for its result. Each stopwatch keeps its own time, whereas
+    TorchRL's ``timeit`` keeps one record per process and counts nested contexts twice.
 
     Args:
-        rest: the phase of all time spent in no context.
-        *phases: the others.
+        rest: name of the phase outside every context.
+        *phases: names of the other phases.
 
     Example:
         >>> watch = Stopwatch("learning", "collecting")
@@ -42,10 +42,10 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Time spent inside belongs to ``phase``.
+        """Assign the time inside this context to ``phase``.
 
         Raises:
-            ValueError: if it was not named at construction.
+            ValueError: if ``phase`` was not named at construction.
         """
         if phase not in self._seconds:
             raise ValueError(f"phase is {phase!r}, must be one of {tuple(self._seconds)}")
@@ -56,7 +56,7 @@ class Stopwatch:
             self._switch(before)
 
     def each(self, phase: str, items: Iterable[T]) -> Iterator[T]:
-        """The same items; waiting for the next one belongs to ``phase``, what is done with it does not."""
+        """Yield the items; only the time that it takes to get an item belongs to ``phase``."""
         iterator = iter(items)
         while True:
             with self(phase):
@@ -67,7 +67,7 @@ class Stopwatch:
             yield item
 
     def pop(self) -> dict[str, float]:
-        """Seconds of each phase since the last call, or since construction."""
+        """Return the seconds of each phase since the last call, or since construction."""
         self._switch(self._phase)
         seconds, self._seconds = self._seconds, dict.fromkeys(self._seconds, 0.0)
         return seconds

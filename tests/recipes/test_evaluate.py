@@ -14,30 +14,21 @@ import pytest
 import torch
 import yaml
 from PIL import Image, ImageChops
+from small_runs import train
 
 import cvpo
+import discrete_cvpo
 import evaluate
 import ppo_lag
 import td3_lag
-from plumbing import video
-from safe_components.training import EnvConfig, observation_norm, read_metrics
+from safe_components.training import EnvConfig, observation_norm, read_metrics, video
 
-ENVIRONMENT = (
-    "--env.id PointCircle --env.num-envs 4 --env.frame-skip 1 --env.max-episode-steps 50 --seed 3 "
-    "--hidden-sizes 16 16 --frames-per-batch 200 --warmup-frames 400 --log-interval 200 --eval-interval 200 "
-    "--eval-episodes 5 --checkpoint-interval 200 --total-frames 800 --no-progress --loggers"
-).split()
-OFF_POLICY = "--batch-size 32 --buffer-size 2000 --updates-per-frame 0.02 --critic-warmup 5".split()
-SETTINGS = {
-    cvpo: [*OFF_POLICY, "--num-particles", "4"],
-    td3_lag: OFF_POLICY,
-    ppo_lag: ["--epochs", "2", "--batch-size", "50"],
-}
+RECIPES = {recipe.Config.recipe: recipe for recipe in (cvpo, discrete_cvpo, td3_lag, ppo_lag)}
+RUN = {"seed": 3, "total_frames": 800, "eval_interval": 200, "eval_episodes": 5, "checkpoint_interval": 200}
 
 
-def train(recipe, directory, *flags):
-    arguments = [*ENVIRONMENT, *SETTINGS[recipe], "--run-dir", str(directory), *flags]
-    recipe.launch(recipe.main, recipe.Config, arguments)
+def trained(recipe, directory, *flags):
+    train(recipe, directory, *flags, run=RUN)
     return directory
 
 
@@ -45,7 +36,7 @@ def train(recipe, directory, *flags):
 def runs(tmp_path_factory):
     """A run of each kind of policy, trained once."""
     root = tmp_path_factory.mktemp("runs")
-    return {recipe.__name__: train(recipe, root / recipe.__name__) for recipe in SETTINGS}
+    return {name: trained(recipe, root / name) for name, recipe in RECIPES.items()}
 
 
 @pytest.fixture
@@ -59,16 +50,14 @@ def rows_of(run_dir):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("recipe", ["cvpo", "td3_lag", "ppo_lag"])
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_the_last_evaluation_of_training_is_repeated(runs, recipe, capsys):
     evaluate.run([str(runs[recipe]), "--episodes", "5", "--seed", "3"])
-    rows, trained = rows_of(runs[recipe]), read_metrics(runs[recipe] / "metrics.csv")
+    rows, seen = rows_of(runs[recipe]), read_metrics(runs[recipe] / "metrics.csv")
     assert [row["episode"] for row in rows] == ["1", "2", "3", "4", "5"]
     for name in ("reward", "cost"):
         mean = np.mean([float(row[name]) for row in rows])
-        assert mean == pytest.approx(
-            trained[f"eval_{name}"][-1], rel=1e-6, abs=1e-6
-        )  # both files hold 8 digits
+        assert mean == pytest.approx(seen[f"eval_{name}"][-1], rel=1e-6, abs=1e-6)  # both files hold 8 digits
     assert np.std([float(row["reward"]) for row in rows]) > 1e-3
     said = capsys.readouterr().out
     assert "checkpoint-000000000800" in said
@@ -81,10 +70,10 @@ def test_the_newest_checkpoint_counts(run_dir):
     shutil.rmtree(run_dir / "checkpoint" / "checkpoint-000000000800")
     evaluate.run([str(run_dir), "--episodes", "5", "--seed", "3"])
     assert rows_of(run_dir) != newest
-    trained = read_metrics(run_dir / "metrics.csv")
-    assert trained["frames"].tolist() == [600, 800]
+    seen = read_metrics(run_dir / "metrics.csv")
+    assert seen["frames"].tolist() == [600, 800]
     assert np.mean([float(row["reward"]) for row in rows_of(run_dir)]) == pytest.approx(
-        trained["eval_reward"][0], rel=1e-6
+        seen["eval_reward"][0], rel=1e-6
     )
 
 
@@ -141,15 +130,6 @@ def test_point_circle_is_drawn(run_dir, gif, capsys):
     assert ImageChops.difference(frames[0], frames[40]).getbbox() is not None
 
 
-def test_the_point_is_where_the_state_says():
-    env = video.make_env("PointCircle", seed=0)
-    image = video._draw_point_circle(env, [(0.0, 0.0), (0.4, -0.8)])
-    at = [int(160 * (1 + share / 1.6)) for share in (0.4, 0.8)]  # 1.6 m from the centre to the border
-    assert image.getpixel(tuple(at)) == (0x1F, 0x4E, 0x8C)
-    assert image.getpixel((160 + 75, 20)) == image.getpixel((300, 20)) == (0xF6, 0xDD, 0xDD)  # |x| = 0.75 m
-    assert image.getpixel((160 + 60, 20)) == (255, 255, 255)
-
-
 class Painted(gymnasium.Env):
     """Renders its step number as a shade of red; one episode lasts 10 steps."""
 
@@ -190,7 +170,7 @@ def registered():
 
 
 def test_a_gymnasium_environment_renders_every_step(tmp_path, registered, gif):
-    directory = train(ppo_lag, tmp_path / "run", "--env.id", "Painted-v0")
+    directory = trained(ppo_lag, tmp_path / "run", "--env.id", "Painted-v0")
     evaluate.run([str(directory), "--episodes", "2", "--video", "--video-episodes", "1"])
     frames = list(frames_of(directory / "video.gif"))
     assert frames[0].size == (96, 64)
@@ -199,7 +179,7 @@ def test_a_gymnasium_environment_renders_every_step(tmp_path, registered, gif):
 
 
 def test_nothing_to_render_is_one_line_after_the_numbers(tmp_path, registered):
-    directory = train(ppo_lag, tmp_path / "run", "--env.id", "Blind-v0")
+    directory = trained(ppo_lag, tmp_path / "run", "--env.id", "Blind-v0")
     with pytest.raises(SystemExit, match=r"^error: Blind-v0 cannot be rendered here \("):
         evaluate.run([str(directory), "--episodes", "2", "--video"])
     assert len(rows_of(directory)) == 2
@@ -208,7 +188,7 @@ def test_nothing_to_render_is_one_line_after_the_numbers(tmp_path, registered):
 def test_safety_gymnasium_renders(tmp_path):
     """In a process of its own: graphics are set up once per process, and may crash it."""
     flags = "--env.id SafetyPointGoal1-v0 --env.max-episode-steps 20 --total-frames 600 --eval-interval 0"
-    directory = train(ppo_lag, tmp_path / "run", *flags.split())
+    directory = trained(ppo_lag, tmp_path / "run", *flags.split())
     command = [sys.executable, evaluate.__file__, str(directory), "--episodes", "1", "--video",
                "--video-episodes", "1"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -245,9 +225,9 @@ def test_frames_go_to_imageio_ffmpeg_where_it_is_installed(tmp_path, monkeypatch
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_a_run_from_the_cpu_is_evaluated_on_cuda(run_dir):
     evaluate.run([str(run_dir), "--episodes", "5", "--seed", "3", "--device", "cuda"])
-    trained = read_metrics(run_dir / "metrics.csv")["eval_reward"][-1]
+    seen = read_metrics(run_dir / "metrics.csv")["eval_reward"][-1]
     # Rounding differs, and the motion is not chaotic.
-    assert np.mean([float(row["reward"]) for row in rows_of(run_dir)]) == pytest.approx(trained, rel=1e-3)
+    assert np.mean([float(row["reward"]) for row in rows_of(run_dir)]) == pytest.approx(seen, rel=1e-3)
 
 
 def fails(said, *arguments):
@@ -263,15 +243,46 @@ def test_errors_are_one_line(run_dir, runs, tmp_path):
     fails("episodes is 0, must be at least 1", run_dir, "--episodes", "0")
     fails("video_episodes is 0", run_dir, "--video-episodes", "0")
     fails("finds . CUDA devices", run_dir, "--device", "cuda:99")
-    fails("td3_lag has no noise of its own: leave out --stochastic", runs["td3_lag"], "--stochastic")
+    fails("td3_lag is deterministic: omit --stochastic", runs["td3_lag"], "--stochastic")
 
 
-@pytest.mark.parametrize("name", ["sarsa", "study", "../cvpo"])
-def test_an_unknown_recipe(run_dir, name):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("sarsa", "there is no recipe 'sarsa' in .*; name the recipe's file with --recipe FILE"),
+        ("../cvpo", r"there is no recipe '\.\./cvpo' in "),
+        ("study", r"study\.py has no make_policy"),
+        ("evaluate", r"evaluate\.py is not a recipe: it holds no Config"),
+    ],
+)
+def test_an_unknown_recipe(run_dir, name, said):
+    change(run_dir, recipe=name)
+    fails(said, run_dir)
+
+
+def change(run_dir, **entries):
     path = run_dir / "config.yaml"
-    document = yaml.safe_load(path.read_text())
-    path.write_text(yaml.safe_dump({**document, "recipe": name}))
-    fails(rf"names the recipe '{name}', but .* with Config and make_policy", run_dir)
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | entries))
+
+
+def test_a_recipe_of_ones_own_is_named_by_its_file_and_never_by_the_run(run_dir, tmp_path, capsys):
+    own = tmp_path / "my_ppo.py"
+    text = Path(ppo_lag.__file__).read_text()
+    own.write_text(text.replace('recipe: ClassVar[str] = "ppo_lag"', 'recipe: ClassVar[str] = "my_ppo"'))
+    shutil.copy(own, run_dir)
+    change(run_dir, recipe="my_ppo")
+    fails("there is no recipe 'my_ppo'", run_dir)
+    evaluate.run([str(run_dir), "--episodes", "5", "--seed", "3", "--recipe", str(own)])
+    assert "my_ppo on PointCircle" in capsys.readouterr().out
+    seen = read_metrics(run_dir / "metrics.csv")["eval_reward"][-1]
+    assert np.mean([float(row["reward"]) for row in rows_of(run_dir)]) == pytest.approx(seen, rel=1e-6)
+    fails("belongs to a run of my_ppo, not of ppo_lag", run_dir, "--recipe", ppo_lag.__file__)
+    fails("nowhere.py: no such file", run_dir, "--recipe", "nowhere.py")
+
+
+def test_a_run_of_an_older_layout_is_refused_by_name(run_dir):
+    change(run_dir, recipe="ddpg_lag", layout=1)
+    fails(r"config\.yaml has layout 1, but this version .* reads layout 2", run_dir)
 
 
 def test_a_checkpoint_without_policy_or_norm(run_dir):
@@ -280,7 +291,7 @@ def test_a_checkpoint_without_policy_or_norm(run_dir):
         assert manifest.is_file()
         text = manifest.read_text()
         manifest.write_text(text.replace('"norm"', '"scaling"'))
-    fails("lacks norm: give Run", run_dir)
+    fails("lacks norm: pass both to Run", run_dir)
 
 
 def test_no_checkpoint_yet(run_dir):

@@ -6,69 +6,75 @@ import math
 from contextlib import nullcontext
 from unittest import mock
 
-import gymnasium
 import pytest
 import torch
-from learner_update import SpacesOnly, random_steps
+from learner_update import RandomTask
 from recorded_graph import RecordedModule, Recording, tensors
+from small_runs import small
 from tensordict import TensorDict
 
 import cvpo
-from plumbing import Task, execution
-from plumbing.execution import GraphedUpdate
 from safe_components import keys
 from safe_components.estep import EStepProjector, NewtonDualSolver
-from safe_components.training import EnvConfig, RunConfig
+from safe_components.training import (
+    EnvConfig,
+    GraphedUpdate,
+    RecipeConfig,
+    Replay,
+    RunConfig,
+    Task,
+    execution,
+)
+from safe_components.training.options import estep as estep_options
 
-SIZES = {"batch_size": 32, "num_particles": 4, "m_iterations": 3, "hidden_sizes": (16, 16)}
+SIZES = (
+    "--cost-limit 200 --replay.size 500 --replay.window 400 --estep.num-particles 4 --mstep.iterations 3"
+).split()
 SETTINGS = [
-    {},
-    {"infeasible": "recover", "covariance": "diagonal"},
-    {"trust_region": "soft", "multiplier": "pid", "n_step": 1},
-    {"trust_region": "none", "multiplier": "none", "cost_limit": (4.0,)},
-    {"reference": "copy", "estep_critics": "online", "trust_region": "retract"},
-    {"estep_solver": "adam", "cost_critics": 2, "cost_aggregate": "conservative"},
+    "",
+    "--multiplier.infeasible recover --policy.covariance diagonal",
+    "--trust-region soft --multiplier pid --critics.n-step 1",
+    "--trust-region none --multiplier none --cost-limit 4",
+    "--reference copy --estep.critics online --trust-region retract",
+    "--estep.solver adam --critics.cost-members 2 --critics.cost-aggregate conservative",
 ]
-NAMES = ["-".join(map(str, settings.values())) or "defaults" for settings in SETTINGS]
+NAMES = [settings.replace(" --", "-").removeprefix("--") or "defaults" for settings in SETTINGS]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
+def random_batch(number):
+    return RandomTask(6, 2, torch.device("cpu")).steps(number)[0]
+
+
 class Parts:
-    """What ``cvpo.main`` hands to its training loop, which is left out, and what a checkpoint holds."""
+    """The recipe's learner on a task of given sizes, its buffer full of random transitions."""
 
-    def __init__(self, directory, monkeypatch, *, run=None, fill=True, **settings):
-        if "SpacesOnly-v0" not in gymnasium.registry:
-            entry = functools.partial(SpacesOnly, 6, 2)
-            gymnasium.register("SpacesOnly-v0", entry, max_episode_steps=500)
-        config = {"cost_limit": (200.0,), "buffer_size": 500, "estep_window": 400, "loggers": ()} | SIZES
-        env = EnvConfig(id="SpacesOnly-v0", num_envs=1, frame_skip=1)
-        self.config = cvpo.Config(
-            env=env, run_dir=directory, progress=False, eval_episodes=1, **(config | settings)
-        )
-        with monkeypatch.context() as patch:
-            patch.setattr(cvpo, "train_off_policy", self._take)
-            patch.setattr(cvpo.Run, "save", lambda run: None)
-            if run is not None:
-                patch.setattr(cvpo, "execute", lambda config, *optimizers: lambda f: run(f, optimizers))
-            cvpo.main(self.config)
+    def __init__(self, settings="", *flags, run=lambda update, _: update, fill=True):
+        self.config = small(cvpo, *SIZES, *settings.split(), *flags)
+        torch.manual_seed(self.config.run.seed)
+        task = RandomTask(6, 2, torch.device(self.config.run.device))
+        self.learner = cvpo.CVPO(self.config, task)
+        self.run = run(self.learner.update, list(self.learner.optimizers.values()))
         if fill:
-            self.store(random_steps(500, 6, 2).unsqueeze(0))
+            self.replay = Replay.of(self.config, window=self.config.replay.window)
+            self.replay.extend(task.steps(500))
             for _ in range(5):
-                self.warm_up()
+                self.learner.critics.update(self.replay.transitions())
 
-    def _take(self, run, task, policy, **parts):
-        vars(self).update(parts, run=run)
+    def update(self):
+        return self.run(*self.replay.sample())
 
     def state(self):
         """Every number that an update may change."""
-        parts = self.run._checkpoint.components
-        found = {}
-        for name in ("mstep", "estep", "critic_td"):
-            found |= {f"{name}.{key}": value for key, value in parts[name].state_dict().items()}
-        for name in ("policy_optim", "critic_optim"):
-            for index, moments in parts[name].state_dict()["state"].items():
-                found |= {f"{name}.{index}.{key}": value for key, value in moments.items()}
-        return {key: value.clone() for key, value in found.items() if isinstance(value, torch.Tensor)}
+        found, left = {}, [("", self.learner.state_dict())]
+        while left:
+            prefix, state = left.pop()
+            for key, value in state.items():
+                if isinstance(value, dict):
+                    left.append((f"{prefix}{key}.", value))
+                elif isinstance(value, torch.Tensor):
+                    found[f"{prefix}{key}"] = value.clone()
+        return found
 
 
 def several(parts, count=6):
@@ -77,8 +83,8 @@ def several(parts, count=6):
     metrics = []
     for index in range(count):
         if index == count // 2:
-            parts.run.advance(30_000)
-            parts.collected(torch.tensor([[700.0], [500.0]]))  # over the limit, by then 440 at most
+            # Over the limit, by then 440 at most.
+            parts.learner.observe(torch.tensor([[700.0], [500.0]]), 30_000)
         metrics.append({key: value.clone() for key, value in parts.update().items()})
     return metrics, parts.state()
 
@@ -133,27 +139,26 @@ def test_the_stand_in_refuses_what_a_graph_cannot_record(operation, said):
         operation(torch.ones(3, 2))
 
 
+GRAPH = ("--execution.mode", "graph")
+
+
 @pytest.mark.parametrize("settings", SETTINGS, ids=NAMES)
-def test_repeating_the_recorded_operations_is_training(settings, tmp_path, monkeypatch):
-    settings = settings | {"limit_start": tuple(4 * x for x in settings.get("cost_limit", (200.0,)))}
-    plain = Parts(tmp_path / "a", monkeypatch, run=lambda f, _: f, execution="graph", **settings)
-    expected = several(plain)
+def test_repeating_the_recorded_operations_is_training(settings):
+    start = ("--budget.start", "16" if "--cost-limit 4" in settings else "800")
+    expected = several(Parts(settings, *GRAPH, *start))
     with mock.patch.object(execution, "CudaGraphModule", RecordedModule):
-        graphed = Parts(tmp_path / "b", monkeypatch, run=GraphedUpdate, execution="graph", **settings)
-        found = several(graphed)
+        found = several(Parts(settings, *GRAPH, *start, run=GraphedUpdate))
     assert_same(found, expected, rtol=0.0, atol=0.0)
 
 
-def test_the_mode_that_does_not_wait_gives_the_numbers_of_the_one_that_does(tmp_path, monkeypatch):
-    waiting = several(Parts(tmp_path / "a", monkeypatch))
-    other = several(Parts(tmp_path / "b", monkeypatch, run=lambda f, _: f, execution="graph"))
+def test_the_mode_that_does_not_wait_gives_the_numbers_of_the_one_that_does():
     # The dual is solved to 1e-9 by both; float32 carries the difference on.
-    assert_same(other, waiting, rtol=1e-4, atol=1e-5)
+    assert_same(several(Parts("", *GRAPH)), several(Parts()), rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture
 def meta(monkeypatch):
-    """The recipe on PyTorch's device without numbers: asking it for one raises."""
+    """PyTorch's device without numbers: asking it for one raises."""
     # Its Adam has no kernel there, and TorchRL asks for storages.
     steps = lambda params, lr=1e-3, fused=None: torch.optim.SGD(params, lr, foreach=True)  # noqa: E731
     monkeypatch.setattr(torch.optim, "Adam", steps)
@@ -161,14 +166,12 @@ def meta(monkeypatch):
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=NAMES)
-def test_an_update_reads_no_number_and_touches_no_other_device(settings, meta, tmp_path, monkeypatch):
-    caught = []
-    kept = lambda f, _: caught.append(f) or f  # noqa: E731
-    Parts(tmp_path, monkeypatch, run=kept, fill=False, device="meta", execution="graph", **settings)
-    batch = random_steps(32, 6, 2).set("steps_to_next_obs", torch.ones(32, dtype=torch.long)).to("meta")
+def test_an_update_reads_no_number_and_touches_no_other_device(settings, meta):
+    parts = Parts(settings, *GRAPH, "--device", "meta", fill=False)
+    batch = random_batch(32).set("steps_to_next_obs", torch.ones(32, dtype=torch.long)).to("meta")
     recording = Recording()
     with recording:
-        values = caught[0](batch, batch.select(keys.OBSERVATION))
+        values = parts.run(batch, batch.select(keys.OBSERVATION))
     assert len(recording.operations) > 500
     for func, args, kwargs, out in recording.operations:
         devices = {tensor.device.type for tensor in tensors((args, kwargs, out))}
@@ -176,23 +179,21 @@ def test_an_update_reads_no_number_and_touches_no_other_device(settings, meta, t
     assert {value.device.type for value in values.values()} == {"meta"}
 
 
-def test_reading_a_number_would_have_been_noticed(meta, tmp_path, monkeypatch):
-    caught = []
-    kept = lambda f, _: caught.append(f) or f  # noqa: E731
-    Parts(tmp_path, monkeypatch, run=kept, fill=False, device="meta", execution="eager", n_step=1)
-    batch = random_steps(32, 6, 2).to("meta")
+def test_reading_a_number_would_have_been_noticed(meta):
+    parts = Parts("", "--device", "meta", "--critics.n-step", 1, fill=False)
+    batch = random_batch(32).to("meta")
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
-        caught[0](batch, batch.select(keys.OBSERVATION))
+        parts.run(batch, batch.select(keys.OBSERVATION))
 
 
-def test_no_gradient_graph_outlives_an_update(tmp_path, monkeypatch):
+def test_no_gradient_graph_outlives_an_update():
     # A node that accumulates a gradient knows its stream: one that lived on would draw it into a recording.
-    parts = Parts(tmp_path, monkeypatch, run=lambda f, _: f, execution="graph")
+    parts = Parts("", *GRAPH)
 
     def node(parameter):
         return parameter.expand_as(parameter).grad_fn.next_functions[0][0]
 
-    parameters = [*parts.run._checkpoint.components["mstep"].parameters()]
+    parameters = [*parts.learner.mstep.parameters()]
     parts.update()
     gc.collect()
     for parameter in parameters:
@@ -205,14 +206,15 @@ def test_no_gradient_graph_outlives_an_update(tmp_path, monkeypatch):
 
 def test_newton_needs_no_more_evaluations_than_a_graph_gives_it():
     """Cold and warm, limits that bind or cannot be met, estimates that drift by a tenth of their spread."""
-    iterations = cvpo.Config(execution="graph").newton_iterations
     worst = 0.0
     for seed in range(12):
         generator = torch.Generator().manual_seed(seed)
         m, normal = 1 + seed % 3, functools.partial(torch.randn, generator=generator)
         q_reward, q_cost = 5 * normal(60, 1) + 2 * normal(60, 16), normal(60, 16, m).abs()
         limits = (q_cost.mean((0, 1)) + 0.3 * normal(m) - 0.2).clamp_min(0.0)
-        solver = NewtonDualSolver(fixed_iterations=iterations, lam_max=1.0 if seed % 2 else None)
+        solver = NewtonDualSolver(
+            fixed_iterations=estep_options.FIXED_ITERATIONS, lam_max=1.0 if seed % 2 else None
+        )
         how = "clip" if seed % 2 else "recover"
         estep = EStepProjector(0.1, limits, solver, how, check_finite=False)
         for _ in range(5):
@@ -239,11 +241,8 @@ def test_a_graph_takes_batches_of_one_size(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (
-            ["--execution", "graph"],
-            "execution is graph, which is for CUDA, and device is cpu: use --device cuda",
-        ),
-        (["--execution", "compile", "--estep-solver", "slsqp"], "use --estep-solver newton"),
+        (["--execution.mode", "graph"], "graph, which needs CUDA, but device is cpu: use --device cuda"),
+        (["--execution.mode", "compile", "--estep.solver", "slsqp"], "SLSQPDualSolver computes on the host"),
         (["--device", "cuda:99"], "finds . CUDA devices here"),
     ],
 )
@@ -256,54 +255,48 @@ def test_what_cannot_be_is_refused_in_one_line(flags, said, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")  # what the compiler warns of lies in PyTorch and TensorDict
-def test_compiled_is_the_same(tmp_path, monkeypatch):
+def test_compiled_is_the_same(monkeypatch):
     """The tracing and its graphs, run without the code generator; that one is timed by benchmarks/gpu.py."""
-    monkeypatch.setattr(execution, "_NEWTON_ITERATIONS", 3)  # each is traced anew
-    settings = {"m_iterations": 1}
-    plain = Parts(tmp_path / "a", monkeypatch, run=lambda f, _: f, execution="compile", **settings)
-    expected = several(plain, 3)
+    monkeypatch.setattr(estep_options, "FIXED_ITERATIONS", 3)  # each is traced anew
+    flags = ("--execution.mode", "compile", "--mstep.iterations", 1)
+    expected = several(Parts("", *flags), 3)
     compiler = functools.partial(torch.compile, backend="aot_eager")
-    compiled = Parts(
-        tmp_path / "b", monkeypatch, run=lambda f, _: compiler(f), execution="compile", **settings
-    )
-    found = several(compiled, 3)
+    found = several(Parts("", *flags, run=lambda update, _: compiler(update)), 3)
     assert_same(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_point_circle_lives_with_the_learner():
     circle = EnvConfig(id="PointCircle", num_envs=4)
-    assert Task(RunConfig(env=circle)).env_device.type == "cpu"
+    assert Task(RecipeConfig(env=circle)).env_device.type == "cpu"
     if torch.cuda.is_available():
-        task = Task(RunConfig(env=circle, device="cuda"))
+        cuda = RunConfig(device="cuda")
+        task = Task(RecipeConfig(env=circle, run=cuda))
         steps = task.warm_up(80, seed=0)
         assert {leaf.device.type for leaf in steps.values(True, True)} == {"cuda"}
         assert task.norm.loc.device.type == "cuda"
         shared = EnvConfig(id="PointCircle", num_envs=4, num_workers=2)
-        assert Task(RunConfig(env=shared, device="cuda")).env_device.type == "cpu"
+        assert Task(RecipeConfig(env=shared, run=cuda)).env_device.type == "cpu"
 
 
 @needs_cuda
 @pytest.mark.parametrize("settings", SETTINGS, ids=NAMES)
-def test_a_cuda_graph_is_the_eager_update(settings, tmp_path, monkeypatch):
-    settings = settings | {"device": "cuda", "execution": "graph"}
-    expected = several(Parts(tmp_path / "a", monkeypatch, run=lambda f, _: f, **settings))
-    found = several(Parts(tmp_path / "b", monkeypatch, **settings))
+def test_a_cuda_graph_is_the_eager_update(settings):
+    cuda = (*GRAPH, "--device", "cuda")
+    expected = several(Parts(settings, *cuda))
+    found = several(Parts(settings, *cuda, run=GraphedUpdate))
     # The same kernels, except where a library chooses by what is aligned: float32 over six updates.
     assert_same(found, expected, rtol=1e-3, atol=1e-4)
 
 
 @needs_cuda
-@pytest.mark.parametrize("execution", ["compile", "graph"])
-def test_an_update_on_cuda_never_waits(execution, tmp_path, monkeypatch):
-    kept = []
-    run = lambda f, _: kept.append(f) or f  # noqa: E731
-    parts = Parts(tmp_path, monkeypatch, run=run, device="cuda", execution=execution)
+@pytest.mark.parametrize("mode", ["compile", "graph"])
+def test_an_update_on_cuda_never_waits(mode):
+    parts = Parts("", "--device", "cuda", "--execution.mode", mode)
     several(parts)
-    batch = parts.run._checkpoint.components["buffer"].sample()
-    states = batch.select(keys.OBSERVATION)
+    batches = parts.replay.sample()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        values = kept[0](batch, states)
+        values = parts.run(*batches)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(math.isfinite(value.double().mean().item()) for value in values.values())
@@ -312,6 +305,6 @@ def test_an_update_on_cuda_never_waits(execution, tmp_path, monkeypatch):
 @needs_cuda
 def test_a_run_as_a_graph_on_cuda(tmp_path):
     flags = "--env.id PointCircle --env.num-envs 64 --total-frames 20000 --log-interval 10000 --no-progress"
-    where = ["--device", "cuda", "--execution", "graph", "--run-dir", str(tmp_path / "run")]
+    where = ["--device", "cuda", "--execution.mode", "graph", "--run-dir", str(tmp_path / "run")]
     cvpo.launch(cvpo.main, cvpo.Config, [*flags.split(), *where])
     cvpo.launch(cvpo.main, cvpo.Config, ["--resume", str(tmp_path / "run"), "--total-frames", "30000"])

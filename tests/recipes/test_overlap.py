@@ -1,7 +1,6 @@
 """Collecting in other processes during the updates: same pace, same layout, stopped and resumed."""
 
 import contextlib
-import dataclasses
 import os
 import signal
 import subprocess
@@ -13,31 +12,27 @@ import cloudpickle
 import numpy as np
 import pytest
 import torch
+import yaml
+from small_runs import small, train
 
 import sac_lag
-from plumbing import Task
-from safe_components.training import EnvConfig, load_config, read_metrics
+from safe_components.training import EnvConfig, Task, config_to_dict, load_config, read_metrics, with_run
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "sac_lag.py"
-SMALL = (
-    "--env.id PointCircle --env.num-envs 4 --env.frame-skip 1 --env.max-episode-steps 50 --seed 0 "
-    "--hidden-sizes 16 16 --batch-size 32 --buffer-size 2000 --updates-per-frame 0.02 "
-    "--warmup-frames 400 --critic-warmup 5 --frames-per-batch 200 --log-interval 200 --eval-interval 400 "
-    "--eval-episodes 2 --checkpoint-interval 400 --loggers --threads 1 --no-progress"
-).split()
 
 
-def run(directory, *flags):
-    arguments = [*SMALL, "--run-dir", str(directory), *flags]
-    sac_lag.launch(sac_lag.main, sac_lag.Config, arguments)
-    return read_metrics(directory / "metrics.csv")
+def start_config(directory):
+    """A file of the small run's options, for a process of its own."""
+    path = directory.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(config_to_dict(small(sac_lag, "--eval-interval", 400))))
+    return path
 
 
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory):
     folder = tmp_path_factory.mktemp("overlap")
     for name, workers in (("none", 0), ("two", 2), ("again", 2)):
-        run(folder / name, "--total-frames", "1200", "--collect-workers", str(workers))
+        train(sac_lag, folder / name, "--eval-interval", 400, "--collect.workers", workers)
     return folder
 
 
@@ -80,8 +75,8 @@ def start():
     started = []
 
     def start(directory, workers=1):
-        flags = [*SMALL, "--run-dir", str(directory), "--collect-workers", str(workers)]
-        flags += ["--total-frames", "10000000"]
+        flags = ["--config", str(start_config(directory)), "--run-dir", str(directory)]
+        flags += ["--collect.workers", str(workers), "--total-frames", "10000000"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         started.append(
             subprocess.Popen([sys.executable, str(RECIPE), *flags], start_new_session=True, **pipes)
@@ -139,8 +134,8 @@ def test_ctrl_c_to_the_whole_group_saves_and_the_run_goes_on(tmp_path, start):
     assert gone(workers)
     stopped_at = int(read_metrics(directory / "metrics.csv")["frames"][-1])
     config = load_config(sac_lag.Config, directory)
-    assert config.collect_workers == 1
-    sac_lag.main(dataclasses.replace(config, total_frames=stopped_at + 400))
+    assert config.collect.workers == 1
+    sac_lag.main(with_run(config, total_frames=stopped_at + 400))
     rows = read_metrics(directory / "metrics.csv")
     assert rows["frames"].tolist() == list(range(600, stopped_at + 401, 200))
     assert np.diff(rows["updates"]).tolist() == [4.0] * (len(rows["updates"]) - 1)
@@ -173,12 +168,13 @@ def test_workers_of_a_killed_run_end_too(tmp_path, start):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--collect-workers", "-1"], "collect_workers is -1, must be 0 or divide env.num_envs 4"),
-        (["--collect-workers", "3"], "collect_workers is 3, must be 0 or divide env.num_envs 4"),
-        (["--collect-workers", "2", "--env.num-workers", "2"], "leave env.num_workers at 1"),
+        (["--collect.workers", "-1"], "collect.workers is -1, must be at least 0"),
+        (["--collect.workers", "3"], "collect.workers is 3, must be 0 or divide env.num_envs 4"),
+        (["--collect.workers", "2", "--env.num-workers", "2"], "leave env.num_workers at 1"),
     ],
 )
 def test_bad_input_is_one_line_before_any_work(tmp_path, flags, said):
+    arguments = ["--env.id", "PointCircle", "--env.num-envs", "4", "--run-dir", str(tmp_path / "run"), *flags]
     with pytest.raises(SystemExit, match=said):
-        run(tmp_path / "run", "--total-frames", "1200", *flags)
+        sac_lag.launch(sac_lag.main, sac_lag.Config, arguments)
     assert not (tmp_path / "run").exists()

@@ -1,29 +1,20 @@
 """The PPO-Lag recipe: its advantages by hand, short runs, resumption, errors."""
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from small_runs import restored
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torchrl.objectives.value import GAE
 
 import ppo_lag
-from safe_components.training import load_config, read_metrics
+from safe_components.training import load_config, read_metrics, with_run
 
 DOCS = Path(__file__).parents[2] / "docs"
-SMALL = (
-    "--env.id PointCircle --env.num-envs 4 --env.frame-skip 1 --env.max-episode-steps 50 --seed 0 "
-    "--hidden-sizes 16 16 --frames-per-batch 200 --epochs 2 --batch-size 50 --warmup-frames 400 "
-    "--log-interval 200 --eval-interval 400 --eval-episodes 2 --checkpoint-interval 400 --no-progress"
-).split()
 GAMMA, DECAY = 0.9, 0.8
-
-
-def run(*flags):
-    ppo_lag.launch(ppo_lag.main, ppo_lag.Config, [*SMALL, *flags])
 
 
 def gae(signal, value, next_value, done, terminated):
@@ -98,21 +89,19 @@ def test_advantages_against_a_loop(m):
     )
 
 
-def test_standardised_advantages():
+def test_standardized_advantages():
     advantage = torch.randn(100, 1) * 7 + 3
-    scaled = ppo_lag.standardise(advantage)
+    scaled = ppo_lag.standardize(advantage)
     torch.testing.assert_close(scaled.mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
     torch.testing.assert_close(scaled.std(correction=0), torch.tensor(1.0))
-    assert torch.equal(ppo_lag.standardise(torch.full((5, 1), 2.0)), torch.zeros(5, 1))
+    assert torch.equal(ppo_lag.standardize(torch.full((5, 1), 2.0)), torch.zeros(5, 1))
 
 
-def test_a_run_leaves_rows_of_defined_metrics(tmp_path):
-    directory = tmp_path / "run"
-    run("--run-dir", str(directory), "--total-frames", "1200")
-    assert {path.name for path in directory.iterdir()} == {
+def test_a_run_leaves_rows_of_defined_metrics(tmp_path, training):
+    rows, _ = training(ppo_lag, "--eval-interval", 400, "--loggers", "tensorboard")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
         "checkpoint", "config.yaml", "curves.png", "metrics.csv", "tensorboard",
     }  # fmt: skip
-    rows = read_metrics(directory / "metrics.csv")
     assert rows["frames"].tolist() == [600, 800, 1000, 1200]  # the first after 400 random steps
     assert rows["updates"].tolist() == [8, 16, 24, 32]  # 2 epochs of 4 batches
     assert rows["episodes"].tolist() == [12, 4, 4, 4]
@@ -122,124 +111,104 @@ def test_a_run_leaves_rows_of_defined_metrics(tmp_path):
     assert {name for name in rows if f"`{name}`" not in page} == set()
 
 
-def test_the_same_seed_gives_the_same_numbers(tmp_path):
-    for name in ("a", "b"):
-        run("--run-dir", str(tmp_path / name), "--total-frames", "800")
-    a, b = (read_metrics(tmp_path / name / "metrics.csv") for name in ("a", "b"))
+def test_the_same_seed_gives_the_same_numbers(training):
+    a, b = (training(ppo_lag, "--total-frames", 800, name=name)[0] for name in ("a", "b"))
     for name in {name for name in a if "second" not in name}:  # all but times
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-def test_epochs_stop_at_the_divergence_given(tmp_path):
-    run("--run-dir", str(tmp_path / "run"), "--total-frames", "800", "--kl-stop", "0", "--epochs", "5")
-    assert read_metrics(tmp_path / "run" / "metrics.csv")["updates"].tolist() == [4, 8]  # one epoch each
+def test_epochs_stop_at_the_divergence_given(training):
+    rows, _ = training(ppo_lag, "--total-frames", 800, "--ppo.kl-stop", 0, "--ppo.epochs", 5)
+    assert rows["updates"].tolist() == [4, 8]  # one epoch each
 
 
-def test_the_multiplier_follows_the_episodes_just_collected(tmp_path):
+def test_the_multiplier_follows_the_episodes_just_collected(training):
     """lambda <- [lambda + lr (J_c - d)]_+, a row and four whole episodes for each batch of 200 frames."""
-    run("--run-dir", str(tmp_path / "run"), "--total-frames", "1600", "--cost-limit", "5",
-        "--multiplier", "gradient", "--multiplier-lr", "0.01", "--multiplier-init", "0.1")  # fmt: skip
-    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    gradient = ("--multiplier", "gradient", "--multiplier.lr", 0.01, "--multiplier.init", 0.1)
+    rows, _ = training(ppo_lag, "--total-frames", 1600, "--cost-limit", 5, *gradient)
     moves = 0.01 * (rows["episode_cost"] - 5.0)
     expected = np.maximum(rows["lambda"][:-1] + moves[1:], 0.0)
     np.testing.assert_allclose(rows["lambda"][1:], expected, atol=1e-6)  # the file holds 8 digits
     assert len(set(rows["lambda"])) > 1
 
 
-def test_a_batch_in_which_no_episode_ends_leaves_the_multiplier(tmp_path):
-    run("--run-dir", str(tmp_path / "run"), "--total-frames", "900", "--frames-per-batch", "100",
-        "--log-interval", "100", "--cost-limit", "0", "--multiplier-init", "0.5")  # fmt: skip
-    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+def test_a_batch_in_which_no_episode_ends_leaves_the_multiplier(training):
+    batches = ("--collect.frames-per-batch", 100, "--log-interval", 100)
+    flags = ("--total-frames", 900, "--cost-limit", 0, "--multiplier.init", 0.5)
+    rows, _ = training(ppo_lag, *flags, *batches)
     quiet = rows["episodes"][1:] == 0
     assert quiet.any()
     np.testing.assert_array_equal(np.diff(rows["lambda"])[quiet], 0.0)
 
 
-def test_resuming_restores_everything(tmp_path, monkeypatch):
-    seen = []
-
-    class Spy(ppo_lag.Run):
-        def __init__(self, config, name, **components):
-            super().__init__(config, name, **components)
-            self.parts = components
-            seen.append(snapshot(components))
-
-        def save(self):
-            seen.append(snapshot(self.parts))
-            return super().save()
-
-    def snapshot(parts):
-        modules = ("policy", "norm", "reward_value", "cost_value", "multiplier")
-        moments = [state["exp_avg"] for name in ("policy_optim", "value_optim")
-                   for state in parts[name].state.values()]  # fmt: skip
-        tensors = [tensor for name in modules for tensor in parts[name].state_dict().values()]
-        return [tensor.clone() for tensor in (*tensors, *moments)]
-
-    monkeypatch.setattr(ppo_lag, "Run", Spy)
+def test_resuming_restores_everything(tmp_path, training):
     directory = tmp_path / "run"
-    run("--run-dir", str(directory), "--total-frames", "800")
-    saved = seen[-1]
-    ppo_lag.main(dataclasses.replace(load_config(ppo_lag.Config, directory), total_frames=1200))
-    restored = seen[seen.index(saved) + 1]
-    assert len(saved) == len(restored)
-    assert all(torch.equal(a, b) for a, b in zip(saved, restored, strict=True))
-    assert not all(torch.equal(a, b) for a, b in zip(saved, seen[-1], strict=True))
+    _, learner = training(ppo_lag, "--total-frames", 800)
+    config = load_config(ppo_lag.Config, directory)
+    saved, found = learner.state_dict(), restored(ppo_lag, directory, learner).state_dict()
+    moments = saved.pop("_extra_state"), found.pop("_extra_state")
+    assert all(torch.equal(value, found[name]) for name, value in saved.items())
+    assert set(moments[0]) == {"policy_optim", "value_optim"}
+    for name, optimizer in moments[0].items():
+        for index, state in optimizer["state"].items():
+            assert torch.equal(state["exp_avg"], moments[1][name]["state"][index]["exp_avg"])
+    later = ppo_lag.main(with_run(config, total_frames=1200)).state_dict()
+    assert not all(torch.equal(value, later[name]) for name, value in saved.items())
     assert read_metrics(directory / "metrics.csv")["frames"].tolist() == [600, 800, 1000, 1200]
 
 
-def test_it_learns_reward_and_a_large_multiplier_learns_safety(tmp_path):
+def test_it_learns_reward_and_a_large_multiplier_learns_safety(training):
     """Random actions earn about 0 here; the return without a limit was 40 at a cost of 68 when tried."""
     flags = (
-        "--total-frames 12400 --env.num-envs 10 --env.max-episode-steps 200 --frames-per-batch 4000 "
-        "--epochs 10 --eval-interval 12000 --log-interval 4000 --eval-episodes 10 --cost-limit 1000 "
-        "--batch-size 250 --hidden-sizes 32 32 --policy-lr 1e-3 --multiplier gradient --multiplier-lr 1e-9"
+        "--total-frames 12400 --env.num-envs 10 --env.max-episode-steps 200 --collect.frames-per-batch 4000 "
+        "--ppo.epochs 10 --eval-interval 12000 --log-interval 4000 --eval-episodes 10 --cost-limit 1000 "
+        "--ppo.batch-size 250 --policy.hidden-sizes 32 32 --values.hidden-sizes 32 32 --policy.lr 1e-3 "
+        "--multiplier gradient --multiplier.lr 1e-9"
     ).split()
     evaluated = {}
-    for name, init in (("free", "0"), ("safe", "50")):
-        run("--run-dir", str(tmp_path / name), *flags, "--multiplier-init", init)
-        rows = read_metrics(tmp_path / name / "metrics.csv")
+    for name, init in (("free", 0), ("safe", 50)):
+        rows, _ = training(ppo_lag, *flags, "--multiplier.init", init, name=name)
         evaluated[name] = rows["eval_reward"][-1], rows["eval_cost"][-1]
-    print(evaluated)
     assert evaluated["free"][0] > 20
     assert evaluated["safe"][1] < 5 < 20 < evaluated["free"][1]
 
 
-def test_two_costs_two_limits(tmp_path):
-    run("--run-dir", str(tmp_path / "run"), "--total-frames", "800",
-        "--cost-limit", "5", "0", "--env.cost-keys", "walls", "speed",
-        "--multiplier", "gradient", "--multiplier-init", "0.5")  # fmt: skip
-    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+def test_two_costs_two_limits(training):
+    costs = ("--cost-limit", 5, 0, "--env.cost-keys", "walls", "speed", "--eval-interval", 400)
+    gradient = ("--multiplier", "gradient", "--multiplier.init", 0.5)
+    rows, _ = training(ppo_lag, "--total-frames", 800, *costs, *gradient)
     assert rows["lambda"][-1] < 0.5 <= rows["lambda_1"][-1]  # under the one limit, not under the other
     assert np.isfinite(rows["eval_cost_1"][-1])
 
 
-def test_safety_gymnasium_trains(tmp_path):
-    run("--run-dir", str(tmp_path / "run"), "--total-frames", "800", "--env.id", "SafetyPointCircle1-v0",
-        "--eval-interval", "0")  # fmt: skip
-    assert np.isfinite(read_metrics(tmp_path / "run" / "metrics.csv")["loss_value_cost"][-1])
+def test_safety_gymnasium_trains(training):
+    rows, _ = training(ppo_lag, "--total-frames", 800, "--env.id", "SafetyPointCircle1-v0")
+    assert np.isfinite(rows["loss_value_cost"][-1])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_it_runs_on_cuda(tmp_path):
-    run("--run-dir", str(tmp_path / "run"), "--total-frames", "800", "--device", "cuda")
+def test_it_runs_on_cuda(training):
+    training(ppo_lag, "--total-frames", 800, "--device", "cuda")
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
         (["--cost-limit", "25", "10"], "2 limits"),
-        (["--gamma", "1.5"], r"gamma is 1.5, must lie in \[0, 1\]"),
-        (["--gae-lambda", "-1"], "gae_lambda"),
-        (["--epochs", "0"], "epochs"),
-        (["--batch-size", "0"], "batch_size"),
-        (["--frames-per-batch", "0"], "frames_per_batch"),
-        (["--clip", "-0.1"], "clip"),
-        (["--multiplier-lr", "-1"], "-1"),
-        (["--policy-lr", "-1"], "-1"),
+        (["--advantage.gamma", "1.5"], r"advantage.gamma is 1.5, must be in \[0, 1\]"),
+        (["--advantage.gae-lambda", "-1"], "gae_lambda"),
+        (["--ppo.epochs", "0"], "epochs"),
+        (["--ppo.batch-size", "0"], "batch_size"),
+        (["--collect.frames-per-batch", "0"], "frames_per_batch"),
+        (["--ppo.clip", "-0.1"], "clip"),
+        (["--ppo.clip", "1.5"], "clip"),
+        (["--multiplier.ki", "-1"], "-1"),
+        (["--policy.lr", "-1"], "-1"),
     ],
 )
 def test_bad_input_is_one_line_before_any_work(tmp_path, flags, said):
+    arguments = ["--env.id", "PointCircle", "--run-dir", str(tmp_path / "run"), *flags]
     with pytest.raises(SystemExit, match=said) as stop:
-        run("--run-dir", str(tmp_path / "run"), "--total-frames", "1000", *flags)
+        ppo_lag.launch(ppo_lag.main, ppo_lag.Config, arguments)
     assert str(stop.value).startswith("error: ")
     assert not (tmp_path / "run").exists()

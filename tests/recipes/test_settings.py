@@ -1,19 +1,20 @@
 """Settings of a task: files in recipes/settings, each read by the recipes it is for."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import yaml
 
 import cvpo
 import sac_lag
-import study
-from plumbing.members import plan
-from safe_components.training import parse_config
+from safe_components.training import config_to_dict, leaves, parse_config
+from safe_components.training.recipes import load_recipe, recipe_file, recipes_folder
 
-FOLDER = Path(cvpo.__file__).parent / "settings"
+FOLDER = recipes_folder() / "settings"
 FILES = sorted(FOLDER.glob("*.yaml"))
+SECTIONS = [
+    (path.stem, section) for path in FILES for section in yaml.safe_load(path.read_text()) if section != "all"
+]
 
 
 def written(path, text):
@@ -22,33 +23,44 @@ def written(path, text):
 
 
 def test_recipe_wins_over_all_and_flags_over_both(tmp_path):
-    text = "all: {env.id: PointCircle, gamma: 0.9, total-frames: 700, hidden-sizes: [8, 9]}\n"
-    text += "cvpo: {gamma: 0.8, layer-norm: false, seed: 3}\nsac_lag: {alpha-lr: 5}\n"
+    text = (
+        "all: {env: {id: PointCircle}, critics: {gamma: 0.9, hidden_sizes: [8, 9]}, run.total_frames: 700}\n"
+    )
+    text += "cvpo: {critics: {gamma: 0.8, layer-norm: false}, run: {seed: 3}}\nsac_lag: {entropy: {lr: 5}}\n"
     where = written(tmp_path / "a.yaml", text)
     config = parse_config(cvpo.Config, ["--settings", where, "--seed", "4"])
-    assert (config.env.id, config.gamma, config.layer_norm, config.seed) == ("PointCircle", 0.8, False, 4)
-    assert (config.total_frames, config.hidden_sizes) == (700, (8, 9))
-    rest = dataclasses.replace(
-        config, **{name: getattr(cvpo.Config(), name) for name in ("env", "gamma", "layer_norm", "seed")}
+    given = {"gamma": 0.8, "layer_norm": False, "hidden_sizes": (8, 9)}
+    default = cvpo.Config()
+    assert config == dataclasses.replace(
+        default,
+        env=dataclasses.replace(default.env, id="PointCircle"),
+        critics=dataclasses.replace(default.critics, **given),
+        run=dataclasses.replace(default.run, seed=4, total_frames=700, settings=where),
     )
-    unchanged = dataclasses.replace(rest, total_frames=100_000, hidden_sizes=(128, 128), settings=None)
-    assert unchanged == cvpo.Config()
+    assert parse_config(sac_lag.Config, ["--settings", where]).entropy.lr == 5.0
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("all: {gama: 0.9}", "gama"),
-        ("all: {gamma: high}", "gamma high"),
-        ("all: {gamma: 2e}", "gamma"),
-        ("cvop: {gamma: 0.9}", r"no recipe cvop\.py"),
-        ("gamma: 0.9", "must hold sections"),
-        ("- 1", "must hold sections"),
+        ("all: {critics: {gama: 0.9}}", r"a\.yaml, all has no setting critics\.gama; .*critics\.gamma"),
+        ("cvpo: {gamma: 0.9}", r"a\.yaml, cvpo has no setting gamma; did you mean critics\.gamma"),
+        ("all: {critics: {gamma: high}}", "critics.gamma is 'high', must be of type float"),
+        ("all: {critics: {gamma: 2e}}", "critics.gamma is '2e', must be of type float"),
+        ("all: {critics: {gamma: 2}}", r"critics.gamma is 2.0, must be in \[0, 1\]"),
+        ("cvop: {critics: {gamma: 0.9}}", "section 'cvop': it must be 'all' or the name of a recipe"),
+        ("critics: {gamma: 0.9}", "section 'critics': it must be"),
+        ("all: 0.9", "the section all must hold settings, but it holds 0.9"),
+        ("all:", "the section all must hold settings, but it holds None"),
+        ("- 1", r"must hold a mapping, but it holds \[1\]"),
+        ("all: {env: {id: x}", "is not YAML"),
+        ("", "must hold a mapping, but it holds None"),
     ],
 )
 def test_bad_files_end_in_one_line(tmp_path, text, said):
-    with pytest.raises(SystemExit, match=said):
+    with pytest.raises(SystemExit, match=said) as stop:
         parse_config(cvpo.Config, ["--settings", written(tmp_path / "a.yaml", text)])
+    assert "\n" not in str(stop.value)
 
 
 def test_an_unknown_name_lists_those_there_are():
@@ -56,24 +68,60 @@ def test_an_unknown_name_lists_those_there_are():
         parse_config(cvpo.Config, ["--settings=Nowhere"])
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-@pytest.mark.parametrize("recipe", [cvpo, sac_lag, study])
-def test_every_file_is_read_by_every_recipe_of_the_results(path, recipe):
-    config = parse_config(recipe.Config, ["--settings", path.stem])
-    assert config.env.id == path.stem
-    assert config.cost_limit != ()
-    for section in yaml.safe_load(path.read_text()).values():
-        assert all("_" not in option for option in section)  # as on the command line
+def holds(whole, part):
+    """Whether all of a file's section is found again in a configuration; choices and single items by name."""
+    if isinstance(part, dict):
+        return all(key in whole and holds(whole[key], part[key]) for key in part)
+    return part in (whole, *(whole if isinstance(whole, (list, dict)) and len(whole) == 1 else ()))
 
 
-def test_a_study_says_the_frames_of_a_file_to_its_members(tmp_path):
-    """Else a run continued after the file was changed would keep the frames it was started with."""
-    where = written(tmp_path / "a.yaml", "all: {env.id: PointCircle, total-frames: 700}")
-    members = plan(["cvpo"], [0], {"settings": [where]}, {}, tmp_path / "study")
-    flags = list(members[0].flags)
-    assert flags[flags.index("--total-frames") + 1] == "700"
-    members = plan(["cvpo"], [0], {"settings": [where], "total-frames": ["900"]}, {}, tmp_path / "study")
-    assert [flag for flag in members[0].flags if flag in ("--total-frames", "900")] == [
-        "--total-frames",
-        "900",
-    ]
+@pytest.mark.parametrize(("name", "recipe"), SECTIONS)
+def test_every_section_is_read_by_its_recipe(name, recipe):
+    config = parse_config(load_recipe(recipe_file(recipe)).Config, ["--settings", name])
+    assert config.env.id == config.run.settings == name
+    sections = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    plain = config_to_dict(config)
+    assert holds(plain, sections["all"])
+    assert holds(plain, sections[recipe])
+    assert not holds(plain, {"env": {"id": "another"}})
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "path", "value"),
+    [
+        ("PointCircle", "cvpo", "run.total_frames", 1_500_000),
+        ("PointCircle", "cvpo", "budget.cost_limit", (25.0,)),
+        ("PointCircle", "cvpo", "policy.hidden_sizes", (64, 64)),
+        ("PointCircle", "cvpo", "critics.hidden_sizes", (64, 64)),
+        ("PointCircle", "cvpo", "multiplier.max", 3.0),
+        ("PointCircle", "cvpo", "trust_region", "retract"),
+        ("PointCircle", "cvpo", "trust_region.kl_cov", 0.005),
+        ("PointCircle", "cvpo", "reference", "copy"),
+        ("PointCircle", "cvpo", "budget.feedback", "none"),
+        ("PointCircle", "sac_lag", "policy.hidden_sizes", (64, 64)),
+        ("PointCircle", "sac_lag", "critics.hidden_sizes", (64, 64)),
+        ("SafetyBallRun-v0", "cvpo", "budget.feedback", "pid"),
+        ("SafetyBallRun-v0", "cvpo", "budget.feedback.max", 2.0),
+        ("SafetyBallRun-v0", "cvpo", "budget.feedback.kp", 0.02),
+        ("SafetyBallRun-v0", "cvpo", "estep.critics", "online"),
+        ("SafetyBallRun-v0", "sac_lag", "critics.n_step", 2),
+        ("SafetyCarCircle-v0", "cvpo", "budget.feedback", "gradient"),
+        ("SafetyCarCircle-v0", "cvpo", "budget.feedback.lr", 0.002),
+        ("SafetyCarCircle-v0", "cvpo", "budget.feedback.max", 0.2),
+        ("SafetyCarRun-v0", "cvpo", "trust_region.kl_mean", 0.02),
+        ("SafetyHalfCheetahVelocity-v1", "cvpo", "trust_region", "hard"),
+        ("SafetyHalfCheetahVelocity-v1", "cvpo", "trust_region.lr", 0.1),
+        ("SafetyHalfCheetahVelocity-v1", "sac_lag", "multiplier", "pid"),
+        ("SafetyHopperVelocity-v1", "sac_lag", "multiplier", "gradient"),
+        ("SafetyHopperVelocity-v1", "sac_lag", "multiplier.lr", 0.003),
+        ("SafetyPointButton1-v0", "cvpo", "replay.window", 100_000),
+        ("SafetyPointButton1-v0", "cvpo", "budget.feedback.max", 1.0),
+        ("SafetyPointCircle1-v0", "cvpo", "budget.feedback", "none"),
+        ("SafetyPointCircle1-v0", "cvpo", "env.frame_skip", 4),
+        ("SafetyPointGoal1-v0", "cvpo", "critics.reward_members", 1),
+        ("SafetyPointGoal1-v0", "sac_lag", "multiplier.lr", 0.0002),
+    ],
+)
+def test_values_arrive_where_they_should(name, recipe, path, value):
+    config = parse_config(load_recipe(recipe_file(recipe)).Config, ["--settings", name])
+    assert leaves(config)[path] == value

@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
-from safe_components.training import Averages, EnvConfig, EpisodeStatistics, Run, RunConfig
+from safe_components.training import Averages, EnvConfig, EpisodeStatistics, RecipeConfig, Run, RunConfig
 
 FIRST, LAST = 100, 1100  # iterations, one row each, after which memory is looked at
 
@@ -40,20 +40,20 @@ def batch_of_episodes():
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files through /proc")
 def test_rows_checkpoints_and_episodes_leave_nothing_behind(tmp_path):
-    config = RunConfig(
-        env=EnvConfig(id="PointCircle"),
+    settings = RunConfig(
         run_dir=tmp_path / "run",
         total_frames=10**9,
         loggers=("tensorboard",),
         progress=False,
         checkpoint_interval=1000,
     )
+    config = RecipeConfig(env=EnvConfig(id="PointCircle"), run=settings)
     model = torch.nn.Linear(3, 1)
     buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(200), batch_size=8)
     averages, episodes = Averages(), EpisodeStatistics([25.0])
     seen = {}
     batches = (batch_of_episodes() for _ in range(LAST))
-    with Run(config, "test", model=model, buffer=buffer) as run:
+    with Run(config, model=model, buffer=buffer) as run:
         tracemalloc.start()
         try:
             for iteration, batch in enumerate(run.watch.each("collecting", batches), start=1):
@@ -67,7 +67,7 @@ def test_rows_checkpoints_and_episodes_leave_nothing_behind(tmp_path):
                         {"loss": model(buffer.sample()["observation"]).sum(), "lambda": torch.rand(2)}
                     )
                 run.log(episodes.pop() | averages.pop(), shown=("episode_reward",))
-                if run.due(config.checkpoint_interval, since):
+                if run.due(settings.checkpoint_interval, since):
                     run.save()
                 if iteration in (FIRST, LAST):
                     clear_caches()

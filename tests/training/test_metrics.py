@@ -119,13 +119,13 @@ def test_the_first_bad_key_and_its_step_are_named(bad):
     with pytest.raises(
         FloatingPointError, match=r"\('next', 'reward'\).* 2 non-finite values of 3 at frame 70"
     ):
-        require_finite(values, 70)
+        require_finite(values, "frame 70")
     with pytest.raises(FloatingPointError, match="'loss' holds 1"):
-        require_finite({"eta": 1.0, "loss": bad}, 1)
+        require_finite({"eta": 1.0, "loss": bad}, "frame 1")
 
 
 def test_a_finite_sum_that_overflows_is_no_error():
-    require_finite(TensorDict({"q": torch.full((4,), 3e38)}, []), 0)
+    require_finite(TensorDict({"q": torch.full((4,), 3e38)}, []), "frame 0")
 
 
 def test_the_picture_holds_one_panel_a_signal(tmp_path):

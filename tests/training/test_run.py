@@ -11,6 +11,7 @@ from torchrl.checkpoint import CheckpointError
 
 from safe_components.training import (
     EnvConfig,
+    RecipeConfig,
     Run,
     RunConfig,
     launch,
@@ -18,22 +19,17 @@ from safe_components.training import (
     parse_config,
     read_metrics,
 )
+from safe_components.training.options import BudgetConfig
 
 
-def make_config(directory, **changes):
-    defaults = {
-        "env": EnvConfig(id="PointCircle"),
-        "run_dir": directory,
-        "total_frames": 100,
-        "loggers": (),
-        "progress": False,
-    }
-    return RunConfig(**(defaults | changes))
+def make_config(directory, *, env=EnvConfig(id="PointCircle"), cost_limit=(25.0,), **changes):  # noqa: B008
+    settings = {"run_dir": directory, "total_frames": 100, "loggers": (), "progress": False} | changes
+    return RecipeConfig(env=env, budget=BudgetConfig(cost_limit=cost_limit), run=RunConfig(**settings))
 
 
 def train(config, model, frames, fail_at=None):
     optimizer = torch.optim.Adam(model.parameters())
-    with Run(config, "test", model=model, optimizer=optimizer) as run:
+    with Run(config, model=model, optimizer=optimizer) as run:
         while not run.finished and run.frames < frames:
             if fail_at is not None and run.frames >= fail_at:
                 raise FloatingPointError("'loss' holds 1 non-finite value")
@@ -60,7 +56,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     train(make_config(tmp_path / "split"), first, 50)
     torch.manual_seed(99)  # the checkpoint brings its own random state
     second = torch.nn.Linear(2, 1)
-    resumed = load_config(RunConfig, tmp_path / "split")
+    resumed = load_config(RecipeConfig, tmp_path / "split")
     run = train(resumed, second, 100)
     assert run.frames == 100
     # Bit for bit: parameters, Adam's moments and the random inputs all continued.
@@ -81,7 +77,7 @@ def test_an_error_keeps_the_last_good_checkpoint(tmp_path, capsys):
 def test_ctrl_c_saves_and_stops(tmp_path):
     config = make_config(tmp_path / "run", total_frames=1000)
     handler = signal.getsignal(signal.SIGINT)
-    with Run(config, "test", model=torch.nn.Linear(1, 1)) as run:
+    with Run(config, model=torch.nn.Linear(1, 1)) as run:
         while not run.finished:
             run.advance(10)
             run.log({"episode_reward": 1.0, "episode_cost": 0.0})
@@ -94,7 +90,7 @@ def test_ctrl_c_saves_and_stops(tmp_path):
 
 def test_the_second_ctrl_c_stops_at_once(tmp_path):
     def press_twice():
-        with Run(make_config(tmp_path / "run"), "test") as run:
+        with Run(make_config(tmp_path / "run")) as run:
             signal.raise_signal(signal.SIGINT)
             assert run.finished
             signal.raise_signal(signal.SIGINT)
@@ -109,15 +105,15 @@ def test_config_yaml_holds_settings_and_versions(tmp_path):
     document = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert document["config"]["env"]["num_envs"] == 3
     assert document["versions"]["mujoco"][0].isdigit()
-    loaded = load_config(RunConfig, tmp_path / "run")
+    loaded = load_config(RecipeConfig, tmp_path / "run")
     assert loaded.env == config.env
-    assert loaded.cost_limit == config.cost_limit
+    assert loaded.budget == config.budget
 
 
 def test_a_directory_in_use_is_refused(tmp_path):
     train(make_config(tmp_path / "run"), torch.nn.Linear(2, 1), 10)
     with pytest.raises(FileExistsError, match="--resume"):
-        Run(make_config(tmp_path / "run"), "test")
+        Run(make_config(tmp_path / "run"))
 
 
 def test_runs_that_start_in_one_second_have_directories_of_their_own(tmp_path, monkeypatch):
@@ -125,12 +121,12 @@ def test_runs_that_start_in_one_second_have_directories_of_their_own(tmp_path, m
     monkeypatch.setattr(time, "strftime", lambda _: "20260102-030405")
     config = make_config(None, env=EnvConfig(id="mod:My/Task-v0"), seed=3)
     for rows in (1, 2, 3):
-        with Run(config, "test") as run:
+        with Run(config) as run:
             for _ in range(rows):
                 run.advance(10)
                 run.log({"episode_reward": 1.0, "episode_cost": 0.0})
     # No slash or colon of the environment's name makes a folder, or a name some systems refuse.
-    names = [f"test-mod-My-Task-v0-seed3-20260102-030405{suffix}" for suffix in ("", "-2", "-3")]
+    names = [f"recipe-mod-My-Task-v0-seed3-20260102-030405{suffix}" for suffix in ("", "-2", "-3")]
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == names
     for rows, name in enumerate(names, start=1):
         assert len(read_metrics(tmp_path / "runs" / name / "metrics.csv")["frames"]) == rows
@@ -146,7 +142,7 @@ def test_of_runs_that_ask_for_one_directory_at_once_one_gets_it(exists, tmp_path
     def start():
         together.wait()
         try:
-            outcomes.append(Run(make_config(directory), "test"))
+            outcomes.append(Run(make_config(directory)))
         except FileExistsError as error:
             outcomes.append(str(error))
 
@@ -163,7 +159,7 @@ def test_of_runs_that_ask_for_one_directory_at_once_one_gets_it(exists, tmp_path
         run.advance(10)
         run.log({"episode_reward": 1.0, "episode_cost": 0.0})
     assert read_metrics(directory / "metrics.csv")["frames"].tolist() == [10]
-    assert load_config(RunConfig, directory).run_dir == directory
+    assert load_config(RecipeConfig, directory).run.run_dir == directory
 
 
 @pytest.mark.parametrize("explicit", [False, True])
@@ -176,7 +172,7 @@ def test_a_run_that_could_not_start_leaves_none_behind(explicit, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr("safe_components.training.metrics.get_logger", broken)
         with pytest.raises(ImportError, match=r"safe_components\[tensorboard\]"):
-            Run(config, "test")
+            Run(config)
     assert list((tmp_path / "runs").iterdir()) == []
 
 
@@ -187,18 +183,18 @@ def test_what_was_there_before_a_failed_start_stays(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("safe_components.training.run.MetricsWriter", None)
         with pytest.raises(TypeError):
-            Run(make_config(directory), "test")
+            Run(make_config(directory))
     assert [path.name for path in directory.iterdir()] == ["notes.txt"]
     train(make_config(directory), torch.nn.Linear(2, 1), 10)
     with pytest.raises(FileExistsError):
-        Run(make_config(directory), "test")
+        Run(make_config(directory))
     assert (directory / "config.yaml").is_file()  # a refusal takes nothing away
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     train(make_config(tmp_path / "run"), torch.nn.Linear(2, 1), 10)
     with pytest.raises(CheckpointError, match="model"):
-        train(load_config(RunConfig, tmp_path / "run"), torch.nn.Linear(3, 1), 20)
+        train(load_config(RecipeConfig, tmp_path / "run"), torch.nn.Linear(3, 1), 20)
 
 
 @pytest.mark.parametrize(
@@ -208,22 +204,22 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         (["--cost-limit", "-1"], "cost_limit is -1"),
         (["--cost-limit", "inf"], "cost_limit is inf"),
         (["--env.num-envs", "0"], r"env\.num_envs is 0"),
-        (["--eval-episodes", "0"], "eval_episodes 0"),
+        (["--eval-episodes", "0"], "eval_episodes is 0"),
         (["--resume", "nowhere"], "nowhere is not a run directory"),
     ],
 )
 def test_bad_settings_end_in_one_line(flags, said):
     with pytest.raises(SystemExit, match=said):
-        parse_config(RunConfig, flags)
+        parse_config(RecipeConfig, flags)
 
 
 def test_resuming_takes_the_saved_settings_and_refuses_others(tmp_path):
     train(make_config(tmp_path / "run", seed=7), torch.nn.Linear(2, 1), 10)
     directory = str(tmp_path / "run")
-    config = parse_config(RunConfig, ["--resume", directory, "--total-frames", "500"])
-    assert (config.seed, config.total_frames, config.run_dir) == (7, 500, tmp_path / "run")
+    config = parse_config(RecipeConfig, ["--resume", directory, "--total-frames", "500"])
+    assert (config.run.seed, config.run.total_frames, config.run.run_dir) == (7, 500, tmp_path / "run")
     with pytest.raises(SystemExit, match="seed: saved 7, now 8"):
-        parse_config(RunConfig, [f"--resume={directory}", "--seed", "8"])
+        parse_config(RecipeConfig, [f"--resume={directory}", "--seed", "8"])
 
 
 def test_errors_of_a_recipe_are_one_line_unless_asked_for(tmp_path):
@@ -231,6 +227,6 @@ def test_errors_of_a_recipe_are_one_line_unless_asked_for(tmp_path):
         raise ValueError("epsilon is -1, must be positive")
 
     with pytest.raises(SystemExit, match=r"^error: epsilon is -1"):
-        launch(main, RunConfig, [])
+        launch(main, RecipeConfig, [])
     with pytest.raises(ValueError, match="epsilon"):
-        launch(main, RunConfig, ["--traceback"])
+        launch(main, RecipeConfig, ["--traceback"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import split
 
-from safe_components.training import EnvConfig, Run, RunConfig, Stopwatch, read_metrics
+from safe_components.training import EnvConfig, RecipeConfig, Run, RunConfig, Stopwatch, read_metrics
 
 
 @pytest.fixture
@@ -89,10 +89,8 @@ def test_an_unknown_phase_is_named():
 
 
 def make_run(directory, **changes):
-    config = RunConfig(
-        env=EnvConfig(id="PointCircle"), run_dir=directory, loggers=(), progress=False, **changes
-    )
-    return Run(config, "test")
+    settings = RunConfig(run_dir=directory, loggers=(), progress=False, **changes)
+    return Run(RecipeConfig(env=EnvConfig(id="PointCircle"), run=settings))
 
 
 def train(run, rows):

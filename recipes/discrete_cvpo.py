@@ -1,0 +1,164 @@
+"""CVPO over a finite set of actions, with an exact E-step.
+
+    python recipes/discrete_cvpo.py --env.id PointCircle --env.frame-skip 1
+    python recipes/discrete_cvpo.py --policy.levels 5         # a finer grid
+    python recipes/discrete_cvpo.py --resume runs/discrete_cvpo-...
+
+Each action dimension takes one of a few levels. The E-step samples no actions. The critics score all K
+actions, and the probabilities of the policy are the prior. The M-step minimizes a cross-entropy. It has no
+trust region, because the KL ball of the E-step is around the current policy. Every metric is defined in
+docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any, ClassVar
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import InteractionType, ProbabilisticTensorDictSequential, TensorDictModule
+from torchrl.modules import MLP, ProbabilisticActor
+
+from safe_components import keys
+from safe_components.estep import EStepProjector
+from safe_components.ops import aggregate
+from safe_components.training import Learner, Loop, Replay, Run, Task, launch, options, require_memory
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig(options.PolicyConfig):
+    """The policy over a grid of actions, and its optimizer."""
+
+    levels: options.Count = 3
+    """number of values of each action dimension, spaced evenly from its lower to its upper bound"""
+
+
+@dataclasses.dataclass(frozen=True)
+class EStepConfig:
+    """The E-step, which weights all actions."""
+
+    epsilon: options.Positive = 0.1
+    """radius of the KL ball, in nats"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(options.OffPolicyConfig):
+    """Configuration of CVPO over a grid of actions. Each group holds the settings of one part."""
+
+    recipe: ClassVar[str] = "discrete_cvpo"
+    policy: PolicyConfig = PolicyConfig()
+    estep: EStepConfig = EStepConfig()
+    multiplier: options.DualConfig = options.DualConfig()
+
+
+class GridCategorical(torch.distributions.Categorical):
+    """A categorical distribution over ``actions [K, a]``, with log-probabilities ``logits [..., K]``."""
+
+    def __init__(self, logits: torch.Tensor, actions: torch.Tensor) -> None:
+        super().__init__(logits=logits, validate_args=False)
+        self.actions = actions
+
+    @property
+    def deterministic_sample(self) -> torch.Tensor:
+        """The most probable action ``[..., a]``."""
+        return self.actions[self.logits.argmax(-1)]
+
+    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
+        """Draw actions ``[*sample_shape, ..., a]``."""
+        shape = torch.Size(sample_shape)
+        index: torch.Tensor = super().sample(shape)  # type: ignore[no-untyped-call]  # PyTorch's own
+        return self.actions[index]
+
+
+def make_actions(config: Config, task: Task) -> torch.Tensor:
+    """Return all actions ``[K, a]`` of the grid."""
+    bounds = zip(task.bounds["action_low"], task.bounds["action_high"], strict=True)
+    values = [torch.linspace(float(low), float(high), config.policy.levels) for low, high in bounds]
+    return torch.tensor(list(itertools.product(*values)), device=task.device)
+
+
+def make_policy(config: Config, task: Task) -> ProbabilisticTensorDictSequential:
+    """Make a policy that chooses among the actions of the grid."""
+    actions = make_actions(config, task)
+    network = MLP(task.observation_dim, len(actions), num_cells=config.policy.hidden_sizes)
+    return ProbabilisticActor(
+        TensorDictModule(network, in_keys=[keys.OBSERVATION], out_keys=["logits"]),
+        in_keys=["logits"],
+        distribution_class=GridCategorical,
+        distribution_kwargs={"actions": actions},
+        default_interaction_type=InteractionType.RANDOM,
+    ).to(task.device)
+
+
+class DiscreteCVPO(Learner):
+    """The parts of CVPO over a grid of actions, and one update of them."""
+
+    def __init__(self, config: Config, task: Task) -> None:
+        super().__init__()
+        critics, dual = config.critics, config.multiplier
+        self.actions, self.policy = make_actions(config, task), make_policy(config, task)
+        self.aggregates = (critics.cost_aggregate, critics.cost_std)
+        critic = critics.make(task.observation_dim, task.action_dim, task.num_costs, **task.bounds)
+        self.critics = critics.make_learner(critic.to(task.device), self.policy)
+        self.budget = config.budget.make(critics.gamma, task.episode_length).to(task.device)
+        solver = options.EStepConfig().make_solver(dual.lam_max, waits=True)
+        self.estep = EStepProjector(config.estep.epsilon, self.budget.q_limit, solver, dual.infeasible)
+        self.estep.to(task.device)
+        self.optim = torch.optim.Adam(self.policy.parameters(), lr=config.policy.lr)
+
+    def update(self, transitions: TensorDictBase) -> dict[str, torch.Tensor]:
+        """Take one step of the critics, one exact E-step, and one step of the policy toward the weights."""
+        metrics = self.critics.update(transitions)
+        states = transitions.select(keys.OBSERVATION)
+        log_probs = self.policy.get_dist(states).logits
+        with torch.no_grad():
+            every = self.actions.expand(len(states), -1, -1)
+            reward, cost = self.critics.critic(states[keys.OBSERVATION], every)
+        states[keys.PARTICLE_Q_REWARD] = aggregate(reward, "min").squeeze(-1)
+        states[keys.PARTICLE_Q_COST] = aggregate(cost, *self.aggregates)
+        states[keys.PARTICLE_LOG_PRIOR] = log_probs.detach()
+        weight = self.estep(states)[keys.PARTICLE_WEIGHT]
+        fit = (weight * log_probs).sum(-1).mean()
+        self.optim.zero_grad()
+        (-fit).backward()
+        self.optim.step()
+        solution = self.estep.solution
+        metrics |= {"eta": solution.eta, "lambda": solution.lam, "lambda_capped": solution.lam_clipped}
+        metrics |= {"estep_cost": solution.expected_cost, "q_cost_limit": self.estep.cost_limits}
+        metrics |= {
+            "estep_kl": solution.kl,
+            "estep_residual": solution.residual,
+            "feasible": solution.feasible,
+        }
+        return metrics | {"entropy": -(log_probs.exp() * log_probs).sum(-1).detach().mean()}
+
+    def observe(self, episode_costs: torch.Tensor, frames: int) -> None:
+        """Move the limit between two batches of frames."""
+        self.budget.observe(episode_costs, frames)
+        self.estep.set_cost_limits(self.budget.q_limit)
+
+
+def main(config: Config) -> DiscreteCVPO:
+    """Train, and return the learner."""
+    task = Task(config)
+    require_memory(config, task, particles=config.policy.levels**task.action_dim)
+    learner, replay = DiscreteCVPO(config, task), Replay.of(config)
+    with Run(config, learner=learner, policy=learner.policy, norm=task.norm, replay=replay) as run:
+        loop = Loop(run, task, learner.policy, config.collect)
+        if run.frames == 0:
+            replay.extend(loop.warm_up(config.critics.n_step + 1))
+            for _ in range(config.critics.warmup_updates):
+                learner.critics.update(replay.transitions())
+        for steps in loop.collect():
+            replay.extend(steps)
+            learner.observe(loop.episode_costs, run.frames)
+            for _ in loop.updates_due():
+                loop.record(learner.update(replay.transitions()))
+            loop.report(shown=("lambda", "eta"))
+    return learner
+
+
+if __name__ == "__main__":
+    launch(main, Config)

@@ -1,0 +1,102 @@
+"""The cost limit, and multipliers that follow the cost of episodes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, TypeAlias
+
+import tyro
+
+from safe_components.lagrangian import CostBudget, GradientMultiplier, PIDMultiplier
+from safe_components.training.options.ranges import Count, Limits, NotNegative, Positive
+
+__all__ = ["BudgetConfig", "FeedbackBudgetConfig", "GradientConfig", "Multiplier", "PIDConfig"]
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientConfig:
+    """A multiplier that gradient ascent moves, from the costs of the episodes just collected."""
+
+    lr: Positive = 0.01
+    """step size, in multiplier per cost"""
+    init: NotNegative = 0.0
+    """initial value of the multiplier"""
+    max: Positive | None = None
+    """upper bound of the multiplier; None for no bound"""
+
+    def make(self, cost_limit: tuple[float, ...]) -> GradientMultiplier:
+        """Make the multiplier for these limits on the cost of an episode."""
+        return GradientMultiplier(cost_limit, self.lr, init=self.init, max_value=self.max)
+
+
+@dataclasses.dataclass(frozen=True)
+class PIDConfig:
+    """A multiplier that a PID controller moves, from the costs of the episodes just collected."""
+
+    kp: NotNegative = 0.02
+    """proportional gain, in multiplier per cost"""
+    ki: NotNegative = 0.01
+    """integral gain, in multiplier per cost and update"""
+    kd: NotNegative = 0.02
+    """derivative gain, in multiplier per cost"""
+    init: NotNegative = 0.0
+    """initial value of the multiplier"""
+    max: Positive | None = None
+    """upper bound of the multiplier; None for no bound"""
+
+    def make(self, cost_limit: tuple[float, ...]) -> PIDMultiplier:
+        """Make the multiplier for these limits on the cost of an episode."""
+        return PIDMultiplier(
+            cost_limit, kp=self.kp, ki=self.ki, kd=self.kd, init=self.init, max_value=self.max
+        )
+
+
+Multiplier: TypeAlias = PIDConfig | GradientConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class BudgetConfig:
+    """The cost limit, and how it changes during training."""
+
+    cost_limit: Annotated[Limits, tyro.conf.arg(prefix_name=False)] = (25.0,)
+    """largest expected cost of an episode (undiscounted sum), one limit per cost signal"""
+    start: Limits = ()
+    """initial limits, which fall linearly to cost_limit; empty for constant limits"""
+    decay_frames: Count = 50_000
+    """number of frames after which the limits have reached cost_limit"""
+
+    def make(
+        self,
+        gamma: float = 1.0,
+        episode_length: int = 1,
+        feedback: GradientMultiplier | PIDMultiplier | None = None,
+    ) -> CostBudget:
+        """Make the budget.
+
+        With the default ``gamma`` and ``episode_length`` the limit in Q units is the limit per episode.
+
+        Args:
+            gamma: discount of the critics.
+            episode_length: number of decisions in an episode.
+            feedback: multiplier that tightens the limit in Q units; None if no multiplier does.
+        """
+        return CostBudget(
+            self.cost_limit,
+            gamma=gamma,
+            episode_length=episode_length,
+            start=self.start or None,
+            decay_frames=self.decay_frames,
+            feedback=feedback,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class FeedbackBudgetConfig(BudgetConfig):
+    """The cost limit, how it changes during training, and how measured episodes tighten it."""
+
+    feedback: Multiplier | None = None
+    """divide the limit in Q units by 1 + λ, where λ follows the cost of episodes; none does not divide it"""
+
+    def make_feedback(self) -> GradientMultiplier | PIDMultiplier | None:
+        """Make the multiplier that tightens the limit; return None if the group has no feedback."""
+        return None if self.feedback is None else self.feedback.make(self.cost_limit)

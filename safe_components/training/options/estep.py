@@ -1,0 +1,59 @@
+"""Options of the E-step: its particles, its KL ball and its solver."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from safe_components.estep import AdamDualSolver, DualSolver, NewtonDualSolver, SLSQPDualSolver
+from safe_components.training.options.ranges import Count, Positive
+
+__all__ = ["DualConfig", "EStepConfig"]
+
+# Evaluations of the dual in a solve whose convergence the host must not read. A solve that starts from the
+# last batch's multipliers needs about half of them: docs/gpu.md.
+FIXED_ITERATIONS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class DualConfig:
+    """λ, the price of the cost, as the solution of the E-step's dual."""
+
+    infeasible: Literal["recover", "clip"] = "clip"
+    """if no distribution in the ball is safe: lower the cost alone (recover), or keep λ at its cap (clip)"""
+    max: Positive = 1.0
+    """cap of λ, in reward per cost; it must be well above the λ that keeps the limit"""
+
+    @property
+    def lam_max(self) -> float | None:
+        """The cap that the solver keeps; None if ``infeasible`` is ``"recover"``."""
+        return self.max if self.infeasible == "clip" else None
+
+
+@dataclasses.dataclass(frozen=True)
+class EStepConfig:
+    """The E-step: actions sampled per state, and weights over them."""
+
+    num_particles: Count = 16
+    """K, the number of actions sampled per state"""
+    antithetic: bool = False
+    """sample the actions in pairs that mirror each other at the mean"""
+    critics: Literal["target", "online"] = "target"
+    """critics that score the particles"""
+    epsilon: Positive = 0.1
+    """radius of the KL ball, in nats"""
+    solver: Literal["newton", "slsqp", "adam"] = "newton"
+    """solver of the dual: an exact one, SciPy's SLSQP as published, or one Adam step per batch"""
+
+    def make_solver(self, lam_max: float | None, waits: bool) -> DualSolver:
+        """Make the solver of the dual.
+
+        Args:
+            lam_max: cap of the multipliers; None for no cap.
+            waits: whether the host may read results from the device to decide when to stop.
+        """
+        if self.solver == "slsqp":
+            return SLSQPDualSolver.published(lam_max=lam_max)
+        if self.solver == "adam":
+            return AdamDualSolver(steps=1, lr=0.03, lam_max=lam_max)
+        return NewtonDualSolver(lam_max=lam_max, fixed_iterations=None if waits else FIXED_ITERATIONS)

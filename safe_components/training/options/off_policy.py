@@ -1,0 +1,184 @@
+"""Options of off-policy recipes: collection, replay buffer, policy and critics."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torchrl.modules import ProbabilisticActor
+
+from safe_components.critics import COST_SIGNAL, REWARD_SIGNAL, ConstrainedQEnsemble, CriticLearner
+from safe_components.ops import Aggregate
+from safe_components.policies import Covariance, gaussian_policy
+from safe_components.training.options.ranges import Count, NotNegative, Positive, Share, Sizes, Whole
+from safe_components.training.options.run import RecipeConfig
+
+__all__ = [
+    "CollectConfig",
+    "CriticConfig",
+    "GaussianPolicyConfig",
+    "OffPolicyCollectConfig",
+    "OffPolicyConfig",
+    "PolicyConfig",
+    "ReplayConfig",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class CollectConfig:
+    """Collection of frames."""
+
+    frames_per_batch: Count = 200
+    """frames collected with one policy"""
+    warmup_frames: Count = 5_000
+    """initial frames with random actions; their statistics scale all observations"""
+
+    def validate(self, config: RecipeConfig) -> None:
+        """Raise ValueError unless a batch holds at least one step."""
+        if self.frames_per_batch < config.env.frame_skip:
+            raise ValueError(
+                f"collect.frames_per_batch is {self.frames_per_batch}, "
+                f"must be at least env.frame_skip {config.env.frame_skip}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class OffPolicyCollectConfig(CollectConfig):
+    """Collection of frames, and the number of updates after each batch."""
+
+    updates_per_frame: NotNegative = 0.12
+    """updates of the learner per collected frame"""
+    workers: Whole = 0
+    """processes that collect the next batch during the updates; 0 collects between updates in this process"""
+
+    def validate(self, config: RecipeConfig) -> None:
+        """Raise ValueError unless a batch holds a step and the workers can share the environments."""
+        super().validate(config)
+        env = config.env
+        if self.workers and env.num_envs % self.workers:
+            raise ValueError(
+                f"collect.workers is {self.workers}, must be 0 or divide env.num_envs {env.num_envs}"
+            )
+        if self.workers and env.num_workers > 1:
+            raise ValueError(
+                f"collect.workers is {self.workers} and env.num_workers is {env.num_workers}: both spread "
+                "the environments over processes; leave env.num_workers at 1"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayConfig:
+    """The replay buffer."""
+
+    size: Count = 300_000
+    """frames whose transitions are kept; their memory is allocated at once and saved with each checkpoint"""
+    batch_size: Count = 256
+    """states per update"""
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig:
+    """The network and the optimizer of the policy."""
+
+    hidden_sizes: Sizes = (128, 128)
+    """widths of the hidden layers"""
+    lr: Positive = 1e-3
+    """step size of Adam"""
+
+
+@dataclasses.dataclass(frozen=True)
+class GaussianPolicyConfig(PolicyConfig):
+    """The Gaussian policy and its optimizer."""
+
+    covariance: Covariance = "full"
+    """covariance of the policy: full or diagonal"""
+    min_std: Positive = 0.01
+    """lower bound of the standard deviation, as a share of half the action range"""
+
+    def make(self, observation_dim: int, action_low: Tensor, action_high: Tensor) -> ProbabilisticActor:
+        """Make the policy for actions inside these bounds."""
+        return gaussian_policy(
+            observation_dim,
+            action_low,
+            action_high,
+            hidden_sizes=self.hidden_sizes,
+            covariance=self.covariance,
+            min_std=self.min_std,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class CriticConfig:
+    """The critics of reward and costs, their targets and their optimizer."""
+
+    gamma: Share = 0.99
+    """discount of the reward and the costs"""
+    n_step: Count = 3
+    """number of steps of the temporal-difference targets"""
+    hidden_sizes: Sizes = (128, 128)
+    """widths of the hidden layers"""
+    layer_norm: bool = True
+    """apply layer normalization to the first hidden layer"""
+    reward_members: Count = 2
+    """ensemble size for the reward; the minimum over members is used"""
+    cost_members: Count = 1
+    """ensemble size for the costs"""
+    cost_aggregate: Literal["mean", "max", "conservative"] = "mean"
+    """estimate taken from the cost ensemble; conservative is mean + cost_std standard deviations"""
+    cost_std: NotNegative = 0.5
+    """number of standard deviations in conservative"""
+    lr: Positive = 1e-3
+    """step size of Adam"""
+    polyak: Share = 0.98
+    """share of their own parameters that the target critics keep at each update"""
+    warmup_updates: Whole = 500
+    """updates of the critics alone before the first update of the policy"""
+
+    def make(
+        self, observation_dim: int, action_dim: int, num_costs: int, **options: Any
+    ) -> ConstrainedQEnsemble:
+        """Make the critics.
+
+        Args:
+            observation_dim: size of an observation.
+            action_dim: size of an action.
+            num_costs: number of cost signals.
+            **options: further arguments of `ConstrainedQEnsemble`, such as the action bounds.
+        """
+        return ConstrainedQEnsemble(
+            observation_dim,
+            action_dim,
+            num_reward_members=self.reward_members,
+            num_cost_members=self.cost_members,
+            num_costs=num_costs,
+            hidden_sizes=self.hidden_sizes,
+            layer_norm=self.layer_norm,
+            **options,
+        )
+
+    def make_learner(
+        self, critic: nn.Module, policy: nn.Module, cost_aggregate: Aggregate | None = None, **further: Any
+    ) -> CriticLearner:
+        """Make the learner of the critics.
+
+        Args:
+            critic: critics from :meth:`make`.
+            policy: policy that acts in the next state of the targets.
+            cost_aggregate: aggregate of the cost's targets; None takes this group's ``cost_aggregate``.
+            **further: further arguments of `CriticLearner`.
+        """
+        how = self.cost_aggregate if cost_aggregate is None else cost_aggregate
+        cost = dataclasses.replace(COST_SIGNAL, aggregate=how, std_coef=self.cost_std)
+        signals, pace = (REWARD_SIGNAL, cost), {"lr": self.lr, "polyak": self.polyak}
+        return CriticLearner(critic, policy, signals, gamma=self.gamma, **pace, **further)
+
+
+@dataclasses.dataclass(frozen=True)
+class OffPolicyConfig(RecipeConfig):
+    """Options of every off-policy recipe; each recipe adds groups of its own."""
+
+    collect: OffPolicyCollectConfig = OffPolicyCollectConfig()
+    replay: ReplayConfig = ReplayConfig()
+    policy: PolicyConfig = PolicyConfig()
+    critics: CriticConfig = CriticConfig()

@@ -1,0 +1,107 @@
+"""Options of every recipe: the environment, the run and the cost limit."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import torch
+import tyro
+
+from safe_components.training.options.budget import BudgetConfig
+from safe_components.training.options.ranges import Count, Whole
+
+__all__ = ["EnvConfig", "RecipeConfig", "RunConfig"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvConfig:
+    """The environment; the fields are the arguments of ``safe_components.envs.make_env``."""
+
+    id: str = "SafetyPointCircle1-v0"
+    """a Safety-Gymnasium id, a Gymnasium id whose info holds ``cost``, or ``PointCircle``"""
+    num_envs: Count = 10
+    """number of environments that are stepped together, over all processes"""
+    num_workers: Count = 1
+    """number of processes that the environments are spread over"""
+    frame_skip: Count = 2
+    """environment steps per action; their rewards and costs are summed"""
+    max_episode_steps: Count | None = None
+    """environment steps in an episode; None keeps the environment's own limit"""
+    cost_keys: tuple[str, ...] = ("cost",)
+    """entries of the environment's info that hold the cost signals"""
+
+    @property
+    def file_name(self) -> str:
+        """The id as part of a file name, without the slashes and colons that Gymnasium allows.
+
+        Example:
+            >>> EnvConfig(id="my_package:My/Task-v0").file_name
+            'my_package-My-Task-v0'
+        """
+        return re.sub(r"[^\w.-]+", "-", self.id)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """The length of a run, its device, and where its results go."""
+
+    seed: Whole = 0
+    """seed of the environments, the networks and the samples"""
+    total_frames: Count = 100_000
+    """environment steps of the whole run"""
+    device: str = "cpu"
+    """device of the networks and the replay buffer: cpu, cuda, cuda:1, ..."""
+    threads: Count = 1
+    """CPU threads of PyTorch; the networks are small, so a second run makes better use of a core"""
+    run_dir: Path | None = None
+    """directory of the results; None makes runs/<recipe>-<env>-seed<seed>-<time>"""
+    settings: str | None = None
+    """settings of a task: a YAML file, or the name of one that comes with the recipes; flags override them"""
+    config: Path | None = None
+    """configuration to start from, such as the config.yaml of another run; flags override it"""
+    resume: Path | None = None
+    """directory of a run to continue; its configuration is used"""
+    log_interval: Count = 5_000
+    """frames between rows of metrics.csv"""
+    eval_interval: Whole = 25_000
+    """frames between evaluations of the deterministic policy; 0 turns evaluation off"""
+    eval_episodes: Count = 10
+    """episodes per evaluation"""
+    checkpoint_interval: Count = 25_000
+    """frames between checkpoints, and so the most that a killed run loses"""
+    loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """loggers that receive the metrics in addition to metrics.csv"""
+    progress: bool = True
+    """show a progress bar"""
+    traceback: bool = False
+    """show the traceback of an error instead of one line"""
+
+    def validate(self, config: RecipeConfig) -> None:
+        """Raise ValueError unless the device exists."""
+        try:
+            device = torch.device(self.device)
+        except RuntimeError:
+            raise ValueError(f"device is {self.device!r}, must be cpu, cuda, cuda:1, ...") from None
+        found = torch.cuda.device_count()
+        if device.type == "cuda" and (device.index or 0) >= found:
+            raise ValueError(
+                f"device is {self.device}, but PyTorch {torch.__version__} finds {found} CUDA devices here; "
+                "use --device cpu, or install a CUDA build"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class RecipeConfig:
+    """Options of every recipe; each recipe adds groups of its own.
+
+    Attributes:
+        recipe: name of the recipe, which names its runs and its section in settings files.
+    """
+
+    recipe: ClassVar[str] = "recipe"
+    env: EnvConfig = EnvConfig()
+    run: tyro.conf.OmitArgPrefixes[RunConfig] = RunConfig()
+    budget: BudgetConfig = BudgetConfig()

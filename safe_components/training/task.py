@@ -1,0 +1,109 @@
+"""The environments of a run, and the sizes and bounds that its networks need."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torchrl.envs import Compose, EnvBase, ObservationNorm, RewardSum, TransformedEnv
+
+from safe_components import keys
+from safe_components.envs import make_env
+from safe_components.training.normalize import fit_observation_norm, observation_norm, scale_steps
+from safe_components.training.options import RecipeConfig
+
+__all__ = ["Task"]
+
+
+class Task:
+    """The environments that a configuration asks for.
+
+    Construction also sets the seed and the number of threads of PyTorch.
+
+    Args:
+        config: configuration of the run.
+
+    Attributes:
+        device: device of the networks and the replay buffer.
+        env_device: device of the environments in this process.
+        observation_dim, action_dim, num_costs: sizes of an observation, an action and a vector of costs.
+        bounds: ``action_low`` and ``action_high``, in the form that policies and critics take.
+        norm: TorchRL's ``ObservationNorm``, which is the identity until :meth:`warm_up` fits it.
+
+    Raises:
+        ValueError: if the number of limits differs from the number of costs.
+    """
+
+    def __init__(self, config: RecipeConfig) -> None:
+        run, env = config.run, config.env
+        torch.set_num_threads(run.threads)
+        torch.manual_seed(run.seed)
+        self.config = config
+        self.device = torch.device(run.device)
+        # PointCircle consists of tensors and runs on the device of the learner. Simulators run on the CPU.
+        alone = env.id == "PointCircle" and env.num_workers == 1
+        self.env_device = self.device if alone else torch.device("cpu")
+        settings = dataclasses.asdict(env) | {"device": self.env_device}
+        self._make: Callable[..., EnvBase] = functools.partial(make_env, settings.pop("id"))
+        self._settings = settings
+        self._eval_env = self._make(**(settings | {"num_envs": run.eval_episodes, "num_workers": 1}))
+        action_space = self._eval_env.action_spec_unbatched.space
+        self.observation_dim: int = self._eval_env.observation_spec[keys.OBSERVATION].shape[-1]
+        self.action_dim: int = action_space.low.shape[-1]
+        self.num_costs: int = self._eval_env.full_reward_spec_unbatched["cost"].shape[-1]
+        self.bounds = {"action_low": action_space.low.cpu(), "action_high": action_space.high.cpu()}
+        self.norm = observation_norm(self.observation_dim).to(self.env_device)
+        limits = config.budget.cost_limit
+        if len(limits) != self.num_costs:
+            raise ValueError(
+                f"cost_limit holds {len(limits)} limits, but {env.id} has {self.num_costs} costs"
+            )
+
+    @property
+    def episode_length(self) -> int:
+        """The number of decisions in an episode.
+
+        Raises:
+            ValueError: if the environment has no time limit.
+        """
+        env, steps = self.config.env, self._eval_env.max_episode_steps
+        if steps is None:
+            raise ValueError(f"{env.id} has no episode length: set --env.max-episode-steps")
+        return int(steps) // env.frame_skip
+
+    def training_env(self, seed: int) -> EnvBase:
+        """Make environments that scale observations and sum reward and cost over each episode."""
+        return _training_env(self._make, self.norm, self._settings | {"seed": seed})
+
+    def worker_env(self, workers: int) -> Callable[[], EnvBase]:
+        """Return a function that makes one worker's share of these environments, on the CPU, unseeded."""
+        share = {"num_envs": self.config.env.num_envs // workers, "device": "cpu"}
+        return functools.partial(_training_env, self._make, self.norm.clone().cpu(), self._settings | share)
+
+    def warm_up(self, frames: int, seed: int, least_steps: int = 2) -> TensorDictBase:
+        """Return random steps ``[N, T]``, fit :attr:`norm` to them, and scale them by it.
+
+        Args:
+            frames: approximate number of frames.
+            seed: seed of the environments.
+            least_steps: smallest number of steps in each environment, even if ``frames`` asks for fewer.
+        """
+        env = self.training_env(seed)
+        steps = frames // (self.config.env.num_envs * self.config.env.frame_skip)
+        random = env.rollout(max(steps, least_steps), break_when_any_done=False)
+        env.close()
+        fit_observation_norm(self.norm, random[keys.OBSERVATION])
+        return scale_steps(self.norm, random)
+
+    def evaluation_env(self) -> EnvBase:
+        """Return the environments for evaluation, which scale observations by the current :attr:`norm`."""
+        return TransformedEnv(self._eval_env, self.norm.clone())
+
+
+def _training_env(make: Callable[..., EnvBase], norm: ObservationNorm, settings: dict[str, Any]) -> EnvBase:
+    sums = RewardSum(in_keys=["reward", "cost"], out_keys=["episode_reward", "episode_cost"])
+    return TransformedEnv(make(**settings), Compose(sums, norm.clone()))

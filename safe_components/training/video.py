@@ -1,0 +1,139 @@
+"""A video of a policy, rendered by its environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from tensordict import TensorDictBase
+from torchrl.envs import EnvBase
+from torchrl.envs.transforms import ObservationNorm
+
+from safe_components import keys
+from safe_components.envs import make_env, safety_gymnasium_ids
+from safe_components.training.options import EnvConfig
+
+try:
+    import imageio_ffmpeg
+except ImportError:
+    imageio_ffmpeg = None
+
+__all__ = ["record_video"]
+
+_SIZE = 320  # pixels
+_MILLISECONDS = 30  # per frame; a GIF stores hundredths of a second
+_SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")
+
+
+def record_video(
+    policy: Callable[[TensorDictBase], TensorDictBase],
+    norm: ObservationNorm,
+    config: EnvConfig,
+    stem: Path,
+    *,
+    episodes: int = 1,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Path:
+    """Record successive episodes of ``policy``, with captions of the step, the reward and the costs so far.
+
+    Args:
+        policy: policy that writes the action, under the exploration type set around this call.
+        norm: transform that scales the observations for the policy.
+        config: configuration of the environment; one copy of the environment is made.
+        stem: path of the file without its suffix, which is ``.mp4`` if ``imageio-ffmpeg`` is installed and
+            ``.gif`` otherwise.
+        episodes: number of episodes.
+        seed: seed of the environment.
+        device: device of the policy.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ValueError: if the environment cannot be rendered here.
+    """
+    env = _rendered_env(config, seed)
+    try:
+        return _write(_frames(policy, norm, env, episodes, torch.device(device)), stem)
+    finally:
+        env.close()
+
+
+def _rendered_env(config: EnvConfig, seed: int) -> EnvBase:
+    settings = dataclasses.asdict(config) | {"num_envs": 1, "num_workers": 1, "seed": seed}
+    env_id = settings.pop("id")
+    if sys.platform == "linux" and not any(os.environ.get(name) for name in _SCREENS):
+        os.environ.setdefault("MUJOCO_GL", "egl")  # without it MuJoCo looks for a screen and fails
+    settings["render_mode"] = "rgb_array"
+    if env_id.startswith("Safety") and env_id in safety_gymnasium_ids():
+        # A camera that shows obstacles and goals; the default camera is on the robot.
+        camera = "track" if "Velocity" in env_id else "fixedfar"
+        settings |= {"camera_name": camera, "width": _SIZE, "height": _SIZE}
+    try:
+        env = make_env(env_id, **settings)
+        env.reset()
+        _picture(env)
+    except Exception as error:  # a simulator or its graphics driver may raise any exception
+        raise ValueError(
+            f"{env_id} cannot be rendered here ({type(error).__name__}: {error}); it must offer "
+            "render_mode='rgb_array', and MuJoCo needs MUJOCO_GL=egl or osmesa and the library of that name"
+        ) from error
+    env.set_seed(seed)
+    return env
+
+
+@torch.no_grad()
+def _frames(
+    policy: Callable[[TensorDictBase], TensorDictBase],
+    norm: ObservationNorm,
+    env: EnvBase,
+    episodes: int,
+    device: torch.device,
+) -> Iterator[Image.Image]:
+    for episode in range(episodes):
+        state, done = env.reset(), False
+        steps, reward, costs = 0, 0.0, torch.zeros(env.full_reward_spec["cost"].shape[-1])
+        while not done:
+            # A copy is scaled, because the environment renders in its own units.
+            action = policy(norm(state.clone()).to(device))[keys.ACTION]
+            step = env.step(state.set(keys.ACTION, action.to(env.device)))["next"]
+            steps, reward, costs = steps + 1, reward + float(step["reward"]), costs + step["cost"]
+            said = ", ".join(f"{cost:g}" for cost in costs.tolist())
+            text = f"episode {episode + 1}   step {steps}\nreward {reward:.1f}   cost {said}"
+            yield _captioned(_picture(env), text)
+            state, done = step.exclude("reward", "cost"), bool(step["done"])
+
+
+def _picture(env: EnvBase) -> Image.Image:
+    picture = env.render()
+    if not isinstance(picture, np.ndarray) or picture.ndim != 3 or picture.dtype != np.uint8:
+        raise TypeError(f"render() gave {type(picture).__name__}, not a picture [height, width, 3]")
+    return Image.fromarray(picture).convert("RGB")
+
+
+def _captioned(picture: Image.Image, text: str) -> Image.Image:
+    font = ImageFont.load_default(size=14)
+    ImageDraw.Draw(picture).text((6, 4), text, "white", font, stroke_width=2, stroke_fill="black")
+    return picture
+
+
+def _write(frames: Iterator[Image.Image], stem: Path) -> Path:
+    first = next(frames)
+    if imageio_ffmpeg is None:
+        path = stem.with_suffix(".gif")
+        first.save(path, save_all=True, append_images=frames, duration=_MILLISECONDS, loop=0)
+        return path
+    path = stem.with_suffix(".mp4")
+    writer = imageio_ffmpeg.write_frames(str(path), first.size, fps=1000 / _MILLISECONDS)
+    writer.send(None)
+    for frame in (first, *frames):
+        writer.send(frame.tobytes())
+    writer.close()
+    return path

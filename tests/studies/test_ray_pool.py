@@ -1,0 +1,115 @@
+"""Members on Ray end, stop and tell like those on this machine."""
+
+import contextlib
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pretended_runs import interrupt_after_start, pretended_member, wait_until
+
+import study
+from safe_components.studies import RayPool, run_members
+
+# Before Ray is imported: whether clusters ask for a token would hang on what this user's earlier Rays left.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+
+
+@pytest.fixture
+def one_ray(tmp_path_factory):
+    """Two Rays that start on one machine at the same time take each other's ports."""
+    with (tmp_path_factory.getbasetemp().parent / "ray.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture
+def in_the_background(one_ray):
+    """What is started ignores SIGINT, as in a shell's background, and as CI often does."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def cluster(in_the_background):
+    """The address of a Ray cluster of this machine alone, started as an administrator would."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ray = Path(sys.executable).with_name("ray")
+    command = [
+        ray,
+        "start",
+        "--head",
+        "--block",
+        f"--port={port}",
+        "--num-cpus=2",
+        "--include-dashboard=false",
+    ]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        yield f"127.0.0.1:{port}"
+        process.terminate()
+
+
+def listens(address):
+    host, port = address.split(":")
+    with socket.socket() as client:
+        return client.connect_ex((host, int(port))) == 0
+
+
+def start_ray(address, slots):
+    """On a busy machine Ray may not be up within its own 30 seconds."""
+    for _ in range(3):
+        with contextlib.suppress(ConnectionError):
+            return RayPool(address, slots, timeout=120)
+    return RayPool(address, slots, timeout=120)
+
+
+@pytest.mark.parametrize("where", ["local", "cluster"])
+def test_ray_runs_stops_and_tells_like_this_machine(tmp_path, capsys, request, in_the_background, where):
+    address, slots = "local", 2
+    if where == "cluster":
+        address, slots = request.getfixturevalue("cluster"), None
+        wait_until(lambda: listens(address))
+    pool = start_ray(address, slots)
+    assert pool.slots == 2
+    try:
+        members = [pretended_member(tmp_path, seed) for seed in (0, 13, 1)]
+        outcome = run_members(members, pool, progress=False)
+        assert [m.config.run.seed for m in outcome.failed] == [13]
+        assert {m.config.run.seed for m in outcome.finished} == {0, 1}
+        assert "seed 13 does not train" in capsys.readouterr().out
+        endless = [pretended_member(tmp_path, seed, 10_000, nap=0.02) for seed in (2, 3)]
+        outcome = interrupt_after_start(endless, pool, signals=1)
+        assert {m.config.run.seed for m in outcome.stopped} == {2, 3}
+        assert all(any((m.directory / "checkpoint").iterdir()) for m in endless)
+    finally:
+        pool.close()
+
+
+def test_a_ray_address_without_an_answer_is_one_line(tmp_path):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    words = ["--run-dir", str(tmp_path / "study"), "--env.id", "PointCircle", "--variants", "cvpo"]
+    with pytest.raises(SystemExit, match=f"^error: no Ray cluster answers at 127.0.0.1:{port} .*ray start"):
+        study.run([*words, "--ray", f"127.0.0.1:{port}"])
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_ray_address_that_listens_and_says_nothing_is_given_up():
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ConnectionError, match="within 3 s"):
+            RayPool(address, None, timeout=3.0)
+
+
+def test_ray_imports_without_warnings():
+    subprocess.run([sys.executable, "-W", "error", "-c", "import ray"], check=True)
