@@ -1,21 +1,21 @@
-"""The most reward the circle tasks can give at a cost, by optimising whole courses on a model of the robot.
+"""The most reward that the circle tasks give at a cost, found by optimizing whole courses on a model.
 
     python benchmarks/circle_bound.py --task PointCircle                # 2 minutes on one core
     python benchmarks/circle_bound.py --task SafetyPointCircle1-v0      # 4 minutes
 
 Both robots are a mass m that slides with linear damping c and is pushed by F u, so that v' = (F u - c v) / m.
-PointCircle is this model, with u in [-1, 1]^2. The Safety-Gymnasium robot is pushed along its heading; its
-numbers are read from the simulator, with whose run along a straight line the model's is compared, and the
-model may choose the direction |u| = 1 freely in every frame, for which the robot has to turn: a better than
-perfect driver. From several first courses for each start, Adam maximises
+PointCircle is this model, with u in [-1, 1]^2. The Safety-Gymnasium robot is pushed along its heading. Its
+numbers are read from the simulator, and its run along a straight line is compared with the model's. The
+model may choose the direction |u| = 1 freely in every frame, while the robot has to turn. So the model drives
+better than the robot can. From several first courses for each start, Adam maximizes
 
     sum_t r_t - penalty * sum_t sigmoid((|x_t| - wall) / width),      width -> wall / 100
 
-r_t is the task's reward, the speed around the origin over 1 + | |p_t| - radius |. Of the courses of a start
-the one with the most reward less penalty times cost is kept, with the cost counted as the task does. The last
-line is the mean reward at a mean cost of 25, between the nearest courses found: some episodes follow the one,
-some the other, as the limit on the mean allows. These are local maxima, which can be reached, not bounds;
-the bound that holds for every course is the top speed F / c in every frame.
+r_t is the task's reward, the speed around the origin over 1 + | |p_t| - radius |. For each start, the course
+with the most reward less penalty times cost is kept, where the cost is counted as in the task. The last line
+is the mean reward at a mean cost of 25, between the nearest courses found: some episodes follow one course,
+some the other, as the limit on the mean allows. These are local maxima, which can be reached. The bound that
+holds for every course is the top speed F / c in every frame.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ LIMIT = 25.0
 
 @dataclass(frozen=True)
 class Task:
-    """A circle task as the model has it."""
+    """A circle task in the model's terms."""
 
     frames: int
-    radius: float  # of the rewarded circle [m]
+    radius: float  # radius of the rewarded circle [m]
     wall: float  # a frame with |x| beyond it costs 1 [m]
     start: float  # first positions are uniform in |x|, |y| <= start [m]
     factor: float  # reward per m/s and frame
@@ -46,7 +46,7 @@ class Task:
     pushes: Literal["square", "circle"]  # u in [-1, 1]^2, or |u| = 1
     top: float  # speed F / c [m/s]
     rate: float  # c / m [1/s]
-    second: float  # of a frame [s]
+    second: float  # duration of a frame [s]
 
 
 def point_circle() -> Task:
@@ -58,10 +58,10 @@ def point_circle() -> Task:
 
 
 def safety_point_circle() -> Task:
-    """The simulator must agree with the numbers along a line."""
+    """Read the robot's numbers from the simulator; print how well they describe a run along a line."""
     env = make_env("SafetyPointCircle1-v0", num_envs=1, frame_skip=1, seed=0)
     assert isinstance(env, GymnasiumBatch)
-    world = env._envs[0].unwrapped.task
+    world = env.envs[0].unwrapped.task
     env.reset()
     model = world.model
     mass, damping = float(model.body_mass.sum()), float(model.dof_damping[0])
@@ -80,10 +80,10 @@ def safety_point_circle() -> Task:
 
 
 def motion(task: Task) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions and velocities are linear in the pushes: both matrices, [frames, frames].
+    """Matrices ``[frames, frames]`` that map the pushes to positions, less the start, and to velocities.
 
-    velocity(t) = sum_s decay^(t - s) (1 - decay) top u(s); within a frame the velocity goes exponentially to
-    top u, which is integrated exactly.
+    velocity(t) = sum_s decay^(t - s) (1 - decay) top u(s). Within a frame the velocity approaches top u
+    exponentially, which is integrated exactly.
     """
     decay = math.exp(-task.rate * task.second)
     since = torch.arange(task.frames)[:, None] - torch.arange(task.frames)[None]
@@ -102,7 +102,7 @@ def best_courses(
     courses: int,
     iterations: int,
 ) -> tuple[float, float]:
-    """Mean reward and cost over the starts [S, 2], of the best of ``courses`` courses of each."""
+    """Mean reward and cost over the starts ``[S, 2]``, for the best of ``courses`` courses of each."""
     position_of, velocity_of = model
     first = starts.repeat_interleave(courses, 0)
     around = torch.atan2(first[:, 1], first[:, 0]) + math.pi / 2 + 0.2 * torch.randn(len(first))
@@ -132,7 +132,7 @@ def best_courses(
 
 
 def mixed(found: list[tuple[float, float]]) -> float:
-    """The most mean reward of any two of the courses, followed in shares that cost ``LIMIT`` on average."""
+    """Largest mean reward of any two of the courses, followed in shares that cost ``LIMIT`` on average."""
     within = [(reward, cost) for reward, cost in found if cost <= LIMIT]
     over = [(reward, cost) for reward, cost in found if cost > LIMIT]
     pairs = [(low, high, (LIMIT - low[1]) / (high[1] - low[1])) for low in within for high in over]

@@ -1,8 +1,8 @@
 """Steps per second of environments, side by side in one run.
 
-Each row compares two ways of running the same task with the same actions, resets included. Every side runs
-in a worker process of its own; the workers take turns, block by block, so that both see the same machine.
-The ratio is the median over pairs of neighbouring blocks.
+Each row compares two ways of running the same task with the same actions, resets included. Each side runs in
+a worker process of its own. The workers take turns, block by block, so that both see the same machine. The
+ratio is the median over pairs of neighboring blocks.
 
     python benchmarks/env_speed.py                       # every row
     python benchmarks/env_speed.py --seconds 60 --only SafetyPointGoal1-v0
@@ -29,8 +29,8 @@ BLOCK_SECONDS = 1.0
 class Side:
     """One way of running a task.
 
-    ``start(*args)`` gives an iterator that runs a whole episode (or batch) with its reset at each ``next``
-    and yields the number of steps that took; its first is the warm-up.
+    ``start(*args)`` returns an iterator. Each ``next`` runs a whole episode or batch with its reset, and
+    yields its number of steps. The first one is the warm-up.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Row:
-    """Two sides to compare, and what the project promises of the other one (``None``: nothing)."""
+    """Two sides to compare, and what the project promises of ``other``, if anything."""
 
     task: str
     base: Side
@@ -50,7 +50,7 @@ class Row:
 
 
 def safety_gymnasium(env_id: str, fast: bool) -> Iterator[int]:
-    """Step one raw Safety-Gymnasium environment with uniform actions: the package's own code or ours."""
+    """Step one raw Safety-Gymnasium environment with uniform actions, by the package's own code or ours."""
     import numpy as np
 
     from safe_components.envs.safety_gymnasium import make_safety_gymnasium
@@ -111,7 +111,7 @@ def collected(env_id: str, num_envs: int, steps: int) -> Iterator[int]:
 
 
 def point_circle(num_envs: int, steps: int) -> Iterator[int]:
-    """Step PointCircle with one action all along, without TorchRL's loop around it."""
+    """Step PointCircle with the same action throughout, without TorchRL's loop around it."""
     import torch
 
     from safe_components.envs import PointCircle
@@ -159,7 +159,7 @@ def rows() -> list[Row]:
 
 
 def serve(pipe: Connection, side: Side) -> None:
-    """Worker process: on each request run for so many seconds; answer the steps and the time taken."""
+    """Run, in a worker process, for as many seconds as each request asks; answer the steps and the time."""
     steps = side.start(*side.args)
     next(steps)  # imports and the first episode do not count
     while (seconds := pipe.recv()) is not None:

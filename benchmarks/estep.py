@@ -1,12 +1,12 @@
-"""The E-step's dual solvers side by side: time and optimality residual on one batch.
+"""The E-step's dual solvers side by side: time and optimality residual on the same problems.
 
     python benchmarks/estep.py [--states 300] [--particles 64] [--costs 1] [--repeats 60] [--device cpu]
 
-All solvers run in turn on the same problem, a new one each round, so that what else the machine does
-falls on all of them. Times are medians of the wall clock and of the processor's time (which other
-processes disturb less); the ratio is the median over rounds of a solver's time to that of the published
-E-step in the same round. The residual is the largest violation of the optimality conditions relative to
-scale (``safe_components.estep.kkt_residual``); ``warm`` starts from the multipliers of a problem whose
+All solvers run in turn on the same problem, a new one each round, so that other load on the machine affects
+all of them. Times are medians of the wall clock and of the processor's time, which other processes disturb
+less. The ratio is the median over rounds of a solver's time to that of the published E-step in the same
+round. The residual is the largest violation of the optimality conditions relative to scale
+(``safe_components.estep.kkt_residual``). A warm solver starts from the multipliers of a problem whose
 estimates differ by 1 %, as those of successive batches do.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 
 import numpy as np
@@ -28,16 +28,16 @@ from safe_components.estep import (
     DualSolution,
     NewtonDualSolver,
     SLSQPDualSolver,
-    kkt_residual,
+    dual_problem,
+    minimum_at,
+    scale_problem,
 )
-from safe_components.estep.scaling import scale_problem
-from safe_components.ops import dual_problem, dual_terms
 
 EPSILON = 0.1
 
 
 def problem(states: int, particles: int, costs: int, seed: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Estimates with a spread that differs from state to state; limits that bind and can be met."""
+    """Draw estimates whose spread differs from state to state, and limits that bind and can be met."""
     generator = torch.Generator().manual_seed(seed)
     level = 5 * torch.randn(states, 1, generator=generator)
     q_reward = level + 2 * torch.randn(states, particles, generator=generator)
@@ -49,7 +49,7 @@ def problem(states: int, particles: int, costs: int, seed: int, device: str) -> 
 
 
 def published(q_reward: Tensor, q_cost: Tensor, limits: Tensor) -> tuple[NDArray[np.float64], int]:
-    """What the authors' E-step does, alone: no check, no recovery, SciPy's differences of the value."""
+    """Solve as the authors' E-step does: no check, no recovery, and gradients by SciPy's differences."""
     reward, cost, limit = q_reward.cpu().numpy(), q_cost.cpu().numpy(), limits.cpu().numpy()
 
     def dual(x: NDArray[np.float64]) -> float:
@@ -67,13 +67,10 @@ def published(q_reward: Tensor, q_cost: Tensor, limits: Tensor) -> tuple[NDArray
 
 def residual_at(q_reward: Tensor, q_cost: Tensor, limits: Tensor, eta: float, lam: Tensor) -> float:
     """The optimality residual of multipliers found elsewhere."""
-    raw = dual_problem(q_reward.double(), q_cost.double(), EPSILON, limits)
-    scaled = scale_problem(raw)
+    scaled = scale_problem(dual_problem(q_reward, q_cost, EPSILON, limits))
     s = scaled.spread
-    point = torch.cat([torch.tensor([eta]).to(s) / s[0], lam.to(s) * s[1:] / s[0]])
-    gradient = dual_terms(scaled.problem, point[0], point[1:]).gradient
-    lower, upper = torch.zeros_like(point), torch.full_like(point, torch.inf)
-    return float(kkt_residual(gradient, point, lower, upper, scaled.problem.epsilon))
+    point = torch.cat([torch.tensor([eta]).to(s), lam.to(s) * s[1:]]) / s[0]
+    return float(minimum_at(scaled, point, torch.tensor(1)).residual)
 
 
 def clocks(device: str) -> tuple[float, float]:
@@ -84,12 +81,12 @@ def clocks(device: str) -> tuple[float, float]:
 
 
 def since(start: tuple[float, float], device: str) -> tuple[float, float]:
-    """Seconds passed on both clocks."""
+    """Seconds that have passed on both clocks."""
     wall, processor = clocks(device)
     return wall - start[0], processor - start[1]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--states", type=int, default=300)
     parser.add_argument("--particles", type=int, default=64)
@@ -97,8 +94,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
 
     newton, fixed = NewtonDualSolver(), NewtonDualSolver(fixed_iterations=12)
     adam, one_step = AdamDualSolver(), AdamDualSolver(steps=1)
@@ -116,13 +113,13 @@ def main() -> None:
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in (reference, *solvers)}
     residuals: dict[str, list[float]] = {name: [] for name in seconds}
     evaluations: dict[str, list[int]] = {name: [] for name in seconds}
-    for repeat in range(-3, arguments.repeats):  # the first rounds warm up
+    for repeat in range(-3, options.repeats):  # the first rounds warm up
         q_reward, q_cost, limits = problem(
-            arguments.states, arguments.particles, arguments.costs, repeat + 3, arguments.device
+            options.states, options.particles, options.costs, repeat + 3, options.device
         )
-        start = clocks(arguments.device)
+        start = clocks(options.device)
         point, count = published(q_reward, q_cost, limits)
-        elapsed = since(start, arguments.device)
+        elapsed = since(start, options.device)
         if repeat >= 0:
             eta, lam = point[0], torch.from_numpy(point[1:])
             seconds[reference].append(elapsed)
@@ -133,24 +130,24 @@ def main() -> None:
             if solve is adam and repeat % 10:
                 continue
             init = (before.eta, before.lam) if warm else None
-            start = clocks(arguments.device)
+            start = clocks(options.device)
             solution = solve(q_reward, q_cost, EPSILON, limits, init=init)
-            elapsed = since(start, arguments.device)
+            elapsed = since(start, options.device)
             if repeat >= 0:
                 seconds[name].append(elapsed)
                 residuals[name].append(float(solution.residual))
                 evaluations[name].append(int(solution.iterations))
 
     print(
-        f"[{arguments.states}, {arguments.particles}], {arguments.costs} cost(s), {arguments.device}, "
-        f"{arguments.threads} thread(s), {arguments.repeats} rounds"
+        f"[{options.states}, {options.particles}], {options.costs} cost(s), {options.device}, "
+        f"{options.threads} thread(s), {options.repeats} rounds"
     )
     print(
         f"{'solver':34}{'wall ms':>9}{'ratio':>7}{'CPU ms':>9}{'ratio':>7}"
         f"{'evaluations':>13}{'residual, median':>18}{'worst':>10}"
     )
     for name in seconds:
-        rounds = range(0, arguments.repeats, arguments.repeats // len(seconds[name]))[: len(seconds[name])]
+        rounds = range(0, options.repeats, options.repeats // len(seconds[name]))[: len(seconds[name])]
         times = ""
         for clock in (0, 1):
             own = [t[clock] for t in seconds[name]]

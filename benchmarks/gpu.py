@@ -1,22 +1,24 @@
-"""CVPO on a CUDA device: updates/s in every way of running one, what bounds them, frames/s of the whole loop.
+"""Measure CVPO on a CUDA device: updates/s, what bounds them, and frames/s of the whole loop.
 
     python benchmarks/gpu.py                                  # all of it, a few minutes
     python benchmarks/gpu.py --rows 1 --blocks 30 --json gpu.json
     python benchmarks/gpu.py --no-loop                        # updates only
 
-An update is that of recipes/cvpo.py itself, on a buffer of random transitions on the device, samples from the
-buffer included. Its ways of running (--execution of the recipe) take turns, block by block; times are medians
-over the blocks, the clock read after the device has finished. Beside them stands what bounds them:
+An update is that of recipes/cvpo.py itself, on a buffer of random transitions on the device. It includes the
+samples from the buffer. The recipe's execution modes take turns, block by block. Times are medians over the
+blocks, and the clock is read after the device has finished. Two bounds stand beside them:
 
 - products: the time of the update's matrix products alone, replayed as a CUDA graph, so without launches;
-- launches: kernels started in one update, counted by torch.profiler, times what starting one costs at
-  least: measured with the smallest there is, one by one from Python, or in a replayed graph.
+- launches: the kernels started in one update, counted by torch.profiler, times what one start costs at least.
+  The cheapest start is that of the smallest kernel, from Python one by one, or in a replayed graph.
 
-The larger of the two is the limit, and its share in the time is printed. "Published" is the authors' code at
-the sizes of row 1: 2.9 updates/s, on one thread of a CPU (docs/performance.md).
+The larger of the two is the limit, and its share in the time is printed. An eager E-step ends when it has
+converged. In the other modes it evaluates its dual a fixed number of times, which starts more kernels.
+"Published" is the authors' code at the sizes of row 1: 2.9 updates/s on one thread of a CPU
+(docs/performance.md).
 
 The loop is recipes/cvpo.py from the command line on 1024 copies of PointCircle, which live on the device as
-everything else does: frames per second, and the wall time to a stated reward within the limit.
+everything else does. It gives frames per second, and the wall time to a stated reward within the limit.
 
 Rows: 1. 300 states, 64 particles, 5 M-iterations, 256x256; 2. the recipe's defaults.
 """
@@ -24,30 +26,30 @@ Rows: 1. 300 states, 64 particles, 5 M-iterations, 256x256; 2. the recipe's defa
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import logging
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from learner import SIZES, processor, rows
 from learner_gemm import GemmLimit, Sizes, flops
-from learner_update import Learner, cvpo
+from learner_update import CVPOUpdate, cvpo
 
-from safe_components.training import parse_config, read_metrics
+from safe_components.training import parse_config, read_metrics, with_run
 
 logging.getLogger("torchrl").setLevel(logging.WARNING)  # it announces every buffer
 
 PUBLISHED = 2.9
 EXECUTIONS = ("eager", "compile", "graph")
-# 90 % of the best return without cost that open-loop optimisation finds: PointCircle's docstring.
+# Three quarters of the 197 that open-loop optimization finds without cost: PointCircle's docstring.
 GOOD_REWARD = 150.0
+WARM_UP = 4  # updates before the first timed one: compiled and recorded ones take more than one call
 LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaMemcpyAsync", "cudaMemsetAsync")
 Update = Callable[[], object]
 
@@ -58,7 +60,7 @@ def wait(device: torch.device) -> None:
 
 
 def seconds(call: Update, number: int, device: torch.device) -> float:
-    """Of one of ``number`` calls in a row, the device's work included."""
+    """Seconds of one call, averaged over ``number`` calls in a row, the device's work included."""
     wait(device)
     start = time.perf_counter()
     for _ in range(number):
@@ -68,7 +70,7 @@ def seconds(call: Update, number: int, device: torch.device) -> float:
 
 
 def replayed(call: Update, device: torch.device) -> Update:
-    """``call`` as a CUDA graph; itself on a CPU."""
+    """Record ``call`` as a CUDA graph; return its replay, or ``call`` itself on a CPU."""
     if device.type != "cuda":
         return call
     side = torch.cuda.Stream(device)
@@ -83,7 +85,7 @@ def replayed(call: Update, device: torch.device) -> Update:
 
 
 def launches(call: Update, device: torch.device) -> int:
-    """Kernels and copies that ``call`` starts; on a CPU the operators that it calls."""
+    """Count the kernels and copies that ``call`` starts; on a CPU the operators that it calls."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -94,8 +96,18 @@ def launches(call: Update, device: torch.device) -> int:
     return sum(event.count for event in profile.key_averages() if event.key.startswith(starts))
 
 
+def update_launches(update: CVPOUpdate, device: torch.device) -> int:
+    """Count what an update starts. The profiler can slow down what follows, so all times are taken before.
+
+    A replayed graph's own kernels are misreported before CUDA 13.1. The same update is run operation by
+    operation instead.
+    """
+    run = update.learner.update if update.config.execution.mode == "graph" else update.run
+    return launches(lambda: run(*update.replay.sample()), device)
+
+
 def launch_seconds(device: torch.device, number: int = 1000) -> dict[str, float]:
-    """What starting a kernel costs at least: from Python, and in a replayed graph."""
+    """Measure what starting a kernel costs at least: from Python, and in a replayed graph."""
     one = torch.zeros(1, device=device)
 
     def many() -> None:
@@ -110,27 +122,20 @@ def launch_seconds(device: torch.device, number: int = 1000) -> dict[str, float]
     }
 
 
-def measure(name: str, sizes: Sizes, settings: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
-    """Updates/s of every way of running one, and their limits."""
+def measure(
+    name: str, sizes: Sizes, settings: Mapping[str, Any], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Measure the updates/s of every execution mode, and their limits."""
     device = torch.device(options.device)
-    learners, started = {}, {}
-    for execution in options.executions:
-        learner = Learner(
-            sizes,
-            transitions=options.transitions,
-            settings=settings | {"device": options.device, "execution": execution},
-        )
-        if execution == "compile":  # takes minutes, and its first calls start other kernels
-            for _ in range(4):
-                learner.update()
-        # A graph's first update starts its kernels one by one, so that they can be counted.
-        started[execution] = launches(learner.update, device)
-        for _ in range(options.updates):
-            learner.update()
-        learners[execution] = learner
+    updates = {}
+    for mode in options.executions:
+        how = {"run": {"device": options.device}, "execution": {"mode": mode}}
+        updates[mode] = CVPOUpdate(sizes, settings, how, transitions=options.transitions)
+        for _ in range(max(WARM_UP, options.updates)):
+            updates[mode]()
     limit = GemmLimit(sizes, torch.get_num_threads(), device=device)
     products = replayed(limit.once, device)
-    calls = {"products": products} | {execution: learner.update for execution, learner in learners.items()}
+    calls = {"products": products} | updates
     times: dict[str, list[float]] = {side: [] for side in calls}
     for block in range(options.blocks):
         # Every other block runs backwards, so that a drift of the machine falls on all sides alike.
@@ -138,6 +143,7 @@ def measure(name: str, sizes: Sizes, settings: dict[str, Any], options: argparse
             times[side].append(seconds(calls[side], options.updates, device))
     cost = launch_seconds(device)
     alone = statistics.median(times.pop("products"))
+    started = {mode: update_launches(update, device) for mode, update in updates.items()}
     result: dict[str, Any] = {
         "name": name,
         "flops": flops(limit.products),
@@ -145,14 +151,14 @@ def measure(name: str, sizes: Sizes, settings: dict[str, Any], options: argparse
         "launch_seconds": cost,
         "executions": {},
     }
-    for execution, measured in times.items():
+    for mode, measured in times.items():
         spent = statistics.median(measured)
-        bound = started[execution] * cost["in a graph" if execution == "graph" else "one by one"]
-        result["executions"][execution] = {
+        bound = started[mode] * cost["in a graph" if mode == "graph" else "one by one"]
+        result["executions"][mode] = {
             "seconds": spent,
             "updates_per_second": 1 / spent,
             "times_published": 1 / spent / PUBLISHED if sizes == Sizes() else None,
-            "launches": started[execution],
+            "launches": started[mode],
             "launches_seconds": bound,
             "limit": "products" if alone > bound else "launches",
             "share_of_limit": max(alone, bound) / spent,
@@ -161,19 +167,19 @@ def measure(name: str, sizes: Sizes, settings: dict[str, Any], options: argparse
 
 
 def loop(options: argparse.Namespace) -> dict[str, Any]:
-    """The whole recipe on PointCircle: frames/s, seconds to a good reward within the limit."""
+    """Train with the whole recipe on PointCircle; frames/s, and seconds to a good reward within the limit."""
     flags = [
         *("--env.id", "PointCircle", "--env.num-envs", str(options.copies), "--device", options.device),
-        *("--execution", options.loop_execution, "--total-frames", str(options.frames), "--loggers"),
+        *("--execution.mode", options.loop_execution, "--total-frames", str(options.frames), "--loggers"),
         *("--no-progress", "--eval-interval", "0", "--checkpoint-interval", str(options.frames)),
         *options.flags.split(),
     ]
     config = parse_config(cvpo.Config, flags)
     with tempfile.TemporaryDirectory() as directory:
         run_dir = Path(directory) / "run"
-        cvpo.main(dataclasses.replace(config, run_dir=run_dir))
+        cvpo.main(with_run(config, run_dir=run_dir))
         log = read_metrics(run_dir / "metrics.csv")
-    good = (log["episode_reward"] >= GOOD_REWARD) & (log["episode_cost"] <= config.cost_limit[0])
+    good = (log["episode_reward"] >= GOOD_REWARD) & (log["episode_cost"] <= config.budget.cost_limit[0])
     return {
         "flags": " ".join(flags),
         "frames_per_second": float(log["frames"][-1] / log["wall_seconds"][-1]),
@@ -185,7 +191,7 @@ def loop(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> str:
-    """A row's figures as Markdown."""
+    """Format a row's figures as Markdown."""
     cost = {how: 1e6 * value for how, value in result["launch_seconds"].items()}
     alone = result["products_seconds"]
     lines = [
@@ -207,7 +213,7 @@ def show(result: dict[str, Any]) -> str:
 
 
 def show_loop(result: dict[str, Any]) -> str:
-    """The loop's figures in a few lines."""
+    """Format the loop's figures as Markdown."""
     reached = result["seconds_to_good"]
     said = "not reached" if reached is None else f"after {reached:.1f} s"
     return (
@@ -219,7 +225,7 @@ def show_loop(result: dict[str, Any]) -> str:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; ends with a message where a value is out of its range."""
+    """Read the command line; exit with a message where a value is out of its range."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -229,19 +235,25 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--rows", type=int, nargs="+", choices=(1, 2), default=[1, 2], help="rows to measure (1 2)")
     for name, text in SIZES.items():
         add(f"--{name.replace('_', '-')}", type=int, default=getattr(standard, name), help=f"row 1: {text}")
-    add("--hidden-sizes", type=int, nargs="+", default=standard.hidden_sizes, help="row 1: of all (256 256)")
+    add(
+        "--hidden-sizes",
+        type=int,
+        nargs="+",
+        default=standard.hidden_sizes,
+        help="row 1: of all networks (256 256)",
+    )
     add("--blocks", type=int, default=20, help="turns of every side (20)")
     add("--updates", type=int, default=50, help="updates in a turn (50)")
-    add("--transitions", type=int, default=100_000, help="in the buffer (100000)")
+    add("--transitions", type=int, default=100_000, help="transitions in the buffer (100000)")
     add("--no-loop", action="store_true", help="leave out the training run")
-    add("--copies", type=int, default=1024, help="of PointCircle in the training run (1024)")
-    add("--frames", type=int, default=4_000_000, help="of the training run (4000000)")
+    add("--copies", type=int, default=1024, help="copies of PointCircle in the training run (1024)")
+    add("--frames", type=int, default=4_000_000, help="frames of the training run (4000000)")
     add("--loop-execution", choices=EXECUTIONS, default=None, help="(graph; eager on a CPU)")
     add(
         "--flags",
-        default="--frames-per-batch 16384 --updates-per-frame 0.002 --log-interval 100000 "
-        "--buffer-size 2000000 --estep-window 300000 --warmup-frames 50000",
-        help="of the recipe in the training run",
+        default="--collect.frames-per-batch 16384 --collect.updates-per-frame 0.002 --log-interval 100000 "
+        "--replay.size 2000000 --replay.window 300000 --collect.warmup-frames 50000",
+        help="further flags of the recipe in the training run",
     )
     add("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args(arguments)
@@ -259,7 +271,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure, print, write where asked; the exit status."""
+    """Measure, print, write where asked; return the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     device = torch.device(options.device)

@@ -1,4 +1,4 @@
-"""One CVPO update: how fast, how near to its matrix products alone, how it compares with FSRL's.
+"""Measure one CVPO update: its speed, the speed of its matrix products alone, and that of FSRL's update.
 
     make bench-peers                 # once: FSRL in an environment of its own, .venv-peers
     make bench-learner               # or: python benchmarks/learner.py --blocks 20 --threads 1 2
@@ -8,20 +8,20 @@ and given as median (quartiles) over the blocks.
 
 - ours: the update of recipes/cvpo.py itself (critics, particles, E-step, M-step, samples from the buffer,
   metrics into the averages), on a buffer of random transitions;
-- products: the matrix products of that update alone, operands at hand, in blocks that stay in cache. No
-  update of these products is faster; their time over the update's is the share of the limit reached;
+- products: the matrix products of that update alone, with operands at hand, in blocks that stay in cache. No
+  update that computes these products is faster. Their time over the update's is the share of the limit;
 - FSRL: policy.update of fast-safe-rl 0.1.0, on a buffer of the same size.
 
 Four rows:
 
-1. equal work: the sizes given here for both sides, one-step targets, ReLU networks without layer norm. What
-   stays each side's own: FSRL's policy has a diagonal covariance and its E-step is one Adam step on the
-   multipliers; ours has a full covariance, and solves the dual to its optimum;
+1. equal work: the sizes given here for both sides, one-step targets, ReLU networks without layer norm. FSRL's
+   policy still has a diagonal covariance, and its E-step is one Adam step on the multipliers. Ours has a full
+   covariance, and its E-step solves the dual to its optimum;
 2. the same with FSRL's default sizes;
 3. each side's defaults;
 4. the first, with our particles scored in bfloat16.
 
-OmniSafe is not among the peers: it has no CVPO any more, and does not install on Python 3.11.
+OmniSafe is not among the peers, because it no longer has CVPO and does not install on Python 3.11.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ import torch
 from learner_gemm import CountFlops, GemmLimit, Sizes, flops, update_products
 from learner_peers import DEFAULT_PYTHON, INSTALL, FsrlUpdate
 from learner_report import into_page, show, summary
-from learner_update import Learner, cvpo
+from learner_update import TimedUpdate, cvpo
 
 logging.getLogger("torchrl").setLevel(logging.WARNING)  # it announces every buffer
 
@@ -59,7 +59,7 @@ SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Sizes of both sides, our further settings and FSRL's steps of the targets."""
+    """Sizes of both sides, further settings of our recipe, and the steps of FSRL's targets."""
 
     name: str
     ours: Sizes
@@ -74,32 +74,31 @@ def rows(sizes: Sizes) -> list[Row]:
     fsrl = Sizes(256, 16, 1, (128, 128), reward_critics=1, cost_critics=1, **spaces)
     config = cvpo.Config()
     own = Sizes(
-        config.batch_size,
-        config.num_particles,
-        config.m_iterations,
-        config.hidden_sizes,
-        reward_critics=config.reward_critics,
-        cost_critics=config.cost_critics,
+        config.replay.batch_size,
+        config.estep.num_particles,
+        config.mstep.iterations,
+        config.policy.hidden_sizes,
+        reward_critics=config.critics.reward_members,
+        cost_critics=config.critics.cost_members,
         **spaces,
     )
-    plain = {"layer_norm": False, "n_step": 1}
+    plain = {"critics": {"layer_norm": False, "n_step": 1}}
+    bfloat16 = plain | {"execution": {"scoring_precision": "bfloat16"}}
     return [
         Row("1. equal work", sizes, sizes, plain, 1),
         Row("2. equal work, FSRL's default sizes", fsrl, fsrl, plain, 1),
         Row("3. each side's defaults", own, fsrl, {}, 2),
-        Row(
-            "4. equal work, particles in bfloat16", sizes, sizes, plain | {"scoring_precision": "bfloat16"}, 1
-        ),
+        Row("4. equal work, particles in bfloat16", sizes, sizes, bfloat16, 1),
     ]
 
 
 def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
-    """Run all sides of a row in turns; its figures."""
+    """Run all sides of a row in turns; return its figures."""
     clock, number = CLOCKS[options.clock], options.updates
     torch.set_num_threads(1)
-    learner = Learner(row.ours, transitions=options.transitions, clock=clock, settings=row.settings)
+    update = TimedUpdate(row.ours, row.settings, transitions=options.transitions, clock=clock)
     with CountFlops() as executed:
-        learner.update()
+        update()
     limits = {threads: GemmLimit(row.ours, threads, clock) for threads in options.threads}
     fsrl = None
     try:
@@ -110,7 +109,7 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
     def block(threads: int, backwards: bool) -> dict[str, Any]:
         torch.set_num_threads(threads)
         sides = {
-            "ours": lambda: learner.timed_updates(number),
+            "ours": lambda: update.timed(number),
             "products": lambda: [limits[threads].run() for _ in range(number)],
         }
         if fsrl is not None:
@@ -121,7 +120,7 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
 
     for threads in options.threads:  # warms up
         block(threads, backwards=False)
-    learner.metrics()
+    update.metrics()
     blocks: dict[int, list[dict[str, Any]]] = {threads: [] for threads in options.threads}
     for index in range(options.blocks):
         for threads in options.threads:
@@ -137,13 +136,13 @@ def measure(row: Row, options: argparse.Namespace) -> dict[str, Any]:
         "flops": flops(products),
         "executed_flops": executed.total,
         "fsrl": theirs,
-        "metrics": learner.metrics(),
+        "metrics": update.metrics(),
         "threads": summary(products, blocks),
     }
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; ends with a message where a value is out of its range."""
+    """Read the command line; exit with a message where a value is out of its range."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -151,11 +150,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     for name, text in SIZES.items():
         default = getattr(standard, name)
         add(f"--{name.replace('_', '-')}", type=int, default=default, help=f"{text} ({default})")
-    add("--hidden-sizes", type=int, nargs="+", default=standard.hidden_sizes, help="of all (256 256)")
-    add("--threads", type=int, nargs="+", default=[1, 2], help="PyTorch's, each measured (1 2)")
+    add(
+        "--hidden-sizes", type=int, nargs="+", default=standard.hidden_sizes, help="of all networks (256 256)"
+    )
+    add("--threads", type=int, nargs="+", default=[1, 2], help="PyTorch's threads, each measured (1 2)")
     add("--blocks", type=int, default=20, help="turns of every side (20)")
     add("--updates", type=int, default=3, help="updates in a turn (3)")
-    add("--transitions", type=int, default=100_000, help="in the buffer (100000)")
+    add("--transitions", type=int, default=100_000, help="transitions in the buffer (100000)")
     add("--rows", type=int, nargs="+", default=[1, 2, 3, 4], help="rows to measure (1 2 3 4)")
     add(
         "--clock",
@@ -182,7 +183,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def processor() -> str:
-    """Its name, where the system tells."""
+    """Name of the processor, where the system tells it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -207,7 +208,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure_all(options: argparse.Namespace, arguments: list[str]) -> dict[str, Any]:
-    """Measure the rows asked for, print each as it is there, and return them by name."""
+    """Measure the requested rows, print each when it is complete, and return them by name."""
     sizes = {name: getattr(options, name) for name in SIZES}
     machine = {
         "command": " ".join(["python benchmarks/learner.py", *arguments]),

@@ -1,4 +1,4 @@
-"""The matrix products that one CVPO update cannot do without, counted and timed alone."""
+"""The matrix products that one CVPO update needs, counted and timed alone."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 PARTICLES, CRITICS, M_STEP = "particles", "critics", "M-step"
-# Rows of one product and thread: more are taken in blocks of so many, whose results stay in cache. That makes
-# narrow products faster, which would wait for memory, and leaves wide ones as they are.
+# Rows of one product and thread. More rows are taken in blocks of this size, whose results stay in cache.
+# This speeds up narrow products, which would wait for memory, and does not change wide ones.
 BLOCK_ROWS = 1024
-# Rows and thread of the product that is timed in cache, and how often.
+# Rows per thread of the product that is timed in cache, and how often it is timed.
 PEAK_ROWS, PEAK_TIMES = 256, 20
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What determines the arithmetic of an update."""
+    """The sizes that determine the arithmetic of an update."""
 
     states: int = 300
-    """B, of the batches"""
+    """B, states of a batch"""
     particles: int = 64
     """K, actions per state"""
     m_iterations: int = 5
     """policy steps per update"""
     hidden_sizes: tuple[int, ...] = (256, 256)
-    """of policy and critics"""
+    """hidden layers of policy and critics"""
     observation: int = 60
-    """o"""
+    """o, entries of an observation"""
     actions: int = 2
-    """a, of a policy with full covariance"""
+    """a, entries of an action; the policy has a full covariance"""
     reward_critics: int = 2
-    """members"""
+    """members of the reward's ensemble"""
     cost_critics: int = 1
-    """members"""
+    """members of the cost's ensemble"""
 
 
 @dataclass(frozen=True)
 class Product:
     """``times`` products ``[rows, inner] x [inner, columns]``, each for ``members`` stacked weights.
 
-    ``kind`` says which operand is stored transposed: none in a forward pass, the left one for the gradient
-    of the weights (``x^T g``), the right one for the gradient of the input (``g W^T``).
+    ``kind`` determines the operand that is stored transposed. A forward pass has no such operand. It is the
+    left one for the gradient of the weights (``x^T g``), the right one for that of the input (``g W^T``).
     """
 
     phase: str
@@ -81,14 +81,14 @@ def backward(phase: str, rows: int, sizes: Sequence[int], members: int = 1, time
 
 
 def update_products(sizes: Sizes) -> list[Product]:
-    """The networks' products of one update, each done once.
+    """List the networks' products of one update; no product is computed twice.
 
     - particles: the reference policy in ``B`` states; every critic on ``B * K`` actions, the state's part of
       the first layer once per state;
     - critics: next actions (one pass of the policy for reward and cost), target networks, forward, backward;
     - M-step: the policy forward and backward, ``m_iterations`` times.
 
-    Left out as under a hundredth of the work: products of ``[a, a]`` matrices per state.
+    Products of ``[a, a]`` matrices per state are left out, as they are less than a hundredth of the work.
     """
     b, k, o, a = sizes.states, sizes.particles, sizes.observation, sizes.actions
     members = sizes.reward_critics + sizes.cost_critics
@@ -108,22 +108,22 @@ def update_products(sizes: Sizes) -> list[Product]:
 
 
 def flops(products: Sequence[Product], phase: str | None = None) -> int:
-    """Floating-point operations of all products, or of one phase's."""
+    """Count the floating-point operations of all products, or of one phase's."""
     return sum(product.flops for product in products if phase in (None, product.phase))
 
 
 class GemmLimit:
-    """Times the products alone, each as a whole: results into memory that is reused, nothing between them.
+    """Times the products alone, each as a whole, with results in memory that is reused.
 
     A product that is larger than the cache reads its operands from memory. An update that takes a few rows
-    through all layers finds them in the cache, so that a phase may come out a little under its products.
-    `peak` is the rate with all operands there, which nothing exceeds.
+    through all layers finds them in the cache, so a phase may take a little less time than its products.
+    `peak` is the rate with all operands in the cache, which no update exceeds.
 
     Args:
-        sizes: of the update.
-        threads: PyTorch runs with.
-        clock: seconds.
-        device: of the operands; products are taken in blocks on the CPU only.
+        sizes: sizes of the update.
+        threads: PyTorch's threads.
+        clock: returns seconds.
+        device: device of the operands; products are taken in blocks on the CPU only.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class GemmLimit:
         self._calls = [(product, _prepare(product, rows, device)) for product in self.products]
 
     def run(self) -> dict[str, float]:
-        """Do all products of one update; seconds by phase."""
+        """Compute all products of one update; return seconds by phase."""
         seconds = dict.fromkeys((PARTICLES, CRITICS, M_STEP), 0.0)
         for product, call in self._calls:
             start = self._clock()
@@ -151,7 +151,7 @@ class GemmLimit:
         return seconds
 
     def peak(self) -> float:
-        """Floating-point operations per second of the product with the most, a block of it in cache."""
+        """Floating-point operations per second of a block of the largest product, in cache."""
         largest = max(self.products, key=lambda product: product.flops)
         rows = min(largest.rows, PEAK_ROWS * self._threads)
         left, right = torch.randn(rows, largest.inner), torch.randn(largest.inner, largest.columns)
@@ -166,7 +166,7 @@ class GemmLimit:
         return 2.0 * rows * largest.inner * largest.columns / sorted(times)[PEAK_TIMES // 2]
 
     def once(self) -> None:
-        """Do all products of one update, without a look at the clock."""
+        """Compute all products of one update, without reading the clock."""
         for product, call in self._calls:
             for _ in range(product.times):
                 call()
@@ -199,10 +199,10 @@ def _prepare(product: Product, block_rows: int | None, device: torch.device) -> 
 
 
 class CountFlops(TorchDispatchMode):
-    """Counts the operations of every matrix product PyTorch runs inside the context.
+    """Counts the operations of every matrix product that PyTorch computes inside the context.
 
-    PyTorch's own ``FlopCounterMode`` does the same, but asks every module for its truth value, which
-    parameters kept in a TensorDict refuse.
+    PyTorch's ``FlopCounterMode`` asks every module for its truth value, and then parameters in a TensorDict
+    raise an error.
 
     Attributes:
         total: floating-point operations so far.
@@ -219,7 +219,7 @@ class CountFlops(TorchDispatchMode):
         self.total = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        """Run the operation, and add what it costs if it is a product."""
+        """Run the operation; if it is a product, add its operations."""
         out = func(*args, **(kwargs or {}))
         formula = flop_registry.get(func.overloadpacket)
         if formula is not None:

@@ -1,4 +1,4 @@
-"""FSRL's update in a process and an environment of its own, asked over pipes."""
+"""FSRL's update, in a process with a Python environment of its own that answers over pipes."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class FsrlUpdate:
     """FSRL's CVPO update at given sizes.
 
     Args:
-        sizes: of networks and batches; one cost critic, one or two reward critics.
-        n_step: of its temporal-difference targets.
-        transitions: in its buffer.
+        sizes: sizes of networks and batches, with one cost critic and one or two reward critics.
+        n_step: steps of its temporal-difference targets.
+        transitions: number of transitions in its buffer.
         python: interpreter that FSRL is installed for.
 
     Attributes:
-        flops: floating-point operations of one update, counted by PyTorch as it ran.
-        versions: of its packages.
+        flops: floating-point operations of one update, counted by PyTorch during the update.
+        versions: versions of its packages.
 
     Raises:
-        FileNotFoundError: if there is no such interpreter; says what makes it.
-        RuntimeError: if the process ends, with what it last printed.
+        FileNotFoundError: if there is no such interpreter; the message names the command that makes it.
+        RuntimeError: if the process ends; the message holds what it printed last.
     """
 
     def __init__(
@@ -53,16 +53,16 @@ class FsrlUpdate:
             pass_fds=(write,),
             text=True,
             bufsize=1,
-            # As in this process, so that a request for two threads is not cut to one.
+            # Otherwise a request for two threads would be cut to one.
             env={name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"},
         )
-        os.close(write)  # the process has its own; so its end is the end of the answers
+        os.close(write)  # the process has its own copy, and the answers end when the process does
         ready = self._answer()
         self.flops: int = ready["flops"]
         self.versions: dict[str, str] = ready["versions"]
 
     def seconds(self, updates: int, threads: int, clock: str) -> float:
-        """Seconds of so many updates with ``threads`` threads, by its ``"wall"`` or ``"cpu"`` clock."""
+        """Seconds of ``updates`` updates with ``threads`` threads, by its ``"wall"`` or ``"cpu"`` clock."""
         assert self._process.stdin is not None
         request = {"updates": updates, "threads": threads, "clock": clock}
         self._process.stdin.write(json.dumps(request) + "\n")

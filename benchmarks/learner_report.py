@@ -1,4 +1,4 @@
-"""Figures of the learner's benchmark from its raw times, and their tables."""
+"""Figures and tables of the learner's benchmark, made from its raw times."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from learner_gemm import Product, flops
 
-# Of one block: seconds by phase of each update and of each pass of the products, seconds an update of FSRL's.
+# Seconds by phase of each update and of each pass of the products, and seconds of one of FSRL's updates.
 Block = dict[str, Any]
 
 
@@ -34,7 +34,7 @@ def totals(blocks: Sequence[Block], side: str) -> list[float]:
 
 
 def figures(products: Sequence[Product], blocks: Sequence[Block]) -> dict[str, Any]:
-    """What the blocks of one number of threads say."""
+    """Compute the figures of the blocks for one number of threads."""
     updates, limits = totals(blocks, "ours"), totals(blocks, "products")
     rows = {side: [row for block in blocks for row in block[side]] for side in ("ours", "products")}
     result = {
@@ -60,7 +60,7 @@ def figures(products: Sequence[Product], blocks: Sequence[Block]) -> dict[str, A
 
 
 def summary(products: Sequence[Product], blocks: dict[int, list[Block]]) -> dict[int, dict[str, Any]]:
-    """`figures` for each number of threads, and each one's speed against one thread's."""
+    """Compute `figures` for each number of threads, and the speed relative to one thread."""
     result = {threads: figures(products, measured) for threads, measured in blocks.items()}
     if 1 in blocks:
         alone = totals(blocks[1], "ours")
@@ -70,7 +70,7 @@ def summary(products: Sequence[Product], blocks: dict[int, list[Block]]) -> dict
 
 
 def into_page(page: str, rows: Iterable[dict[str, Any]]) -> str:
-    """The page with the tables of ``rows`` between ``<!-- figures -->`` and ``<!-- /figures -->``.
+    """Put the tables of ``rows`` between the page's ``<!-- figures -->`` and ``<!-- /figures -->``.
 
     Raises:
         ValueError: if the page has no such comments.
@@ -89,7 +89,7 @@ def into_page(page: str, rows: Iterable[dict[str, Any]]) -> str:
 
 
 def describe(sizes: dict[str, Any]) -> str:
-    """The sizes in a line."""
+    """Format the sizes in a line."""
     hidden = "×".join(str(width) for width in sizes["hidden_sizes"])
     return (
         f"{sizes['states']} states, {sizes['particles']} particles, {sizes['m_iterations']} M-iteration(s), "
@@ -98,7 +98,7 @@ def describe(sizes: dict[str, Any]) -> str:
 
 
 def show(row: dict[str, Any]) -> str:
-    """A row of the benchmark and its phases, as Markdown."""
+    """Format a row of the benchmark and its phases as Markdown."""
     fsrl = row["fsrl"]
     lines = [
         f"\n### {row['name']}\n",

@@ -1,8 +1,8 @@
-"""Where the time of finished runs went: waiting for the environments, learning, evaluating, saving, logging.
+"""The time of finished runs by phase: waiting for the environments, learning, evaluating, saving, logging.
 
     python benchmarks/split.py runs/cvpo-... runs/cvpo-...
 
-prints a line per run, from the ``seconds_...`` columns of its ``metrics.csv``. They are in docs/metrics.md.
+prints a line per run, from the ``seconds_...`` columns of its ``metrics.csv`` (docs/metrics.md).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ HEAD = ["run", "frames", "seconds", "frames/s", *(f"{phase}, %" for phase in PHA
 
 
 def split(rows: dict[str, np.ndarray]) -> dict[str, float]:
-    """Frames, wall seconds, and the share of each phase; ``unsaid`` is time in none of them.
+    """Frames, wall seconds, and the share of each phase; ``unsaid`` is the share outside all phases.
 
-    The checkpoint that ends a run is written after its last row. It is counted here at the mean of those
-    before it, if there were any, and ``saving`` and ``seconds`` hold it.
+    The checkpoint that ends a run is written after its last row. ``saving`` and ``seconds`` count it with the
+    mean duration of the earlier checkpoints, if there are any.
 
     Args:
         rows: columns of a ``metrics.csv``.
@@ -44,7 +44,7 @@ def split(rows: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def line(name: str, parts: dict[str, float]) -> str:
-    """A run's row of the table."""
+    """Format a run's row of the table."""
     shares = [f"{100 * parts[phase]:.2f}" for phase in (*PHASES, "unsaid")]
     speed = parts["frames"] / parts["seconds"]
     cells = [name, f"{parts['frames']:,.0f}", f"{parts['seconds']:.1f}", f"{speed:.0f}", *shares]

@@ -1,10 +1,11 @@
-"""FSRL's own CVPO update as a small server: runs in the environment that ``make bench-peers`` makes.
+"""FSRL's own CVPO update as a small server, in the Python environment that ``make bench-peers`` makes.
 
     python benchmarks/peers/fsrl_update.py '{"states": 300, "particles": 64, ...}' 1
 
-The arguments are the settings as JSON and the file descriptor to answer on, one JSON object a line: first
-``ready``, ``flops`` (counted during one update) and ``versions``; then, for each line ``{"updates": n,
-"threads": t, "clock": "wall" or "cpu"}`` on standard input, ``{"seconds": s}``. It ends with its input.
+The arguments are the settings as JSON and the file descriptor for the answers, one JSON object a line. The
+first answer holds ``ready``, ``flops`` (counted during one update) and ``versions``. Each line
+``{"updates": n, "threads": t, "clock": "wall" or "cpu"}`` on standard input is answered with
+``{"seconds": s}``. The server ends with its input.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def filled_buffer(number: int, observation: int, actions: int) -> ReplayBuffer:
 
 
 def make_agent(settings: dict) -> CVPOAgent:
-    """The package's agent; its one switch doubles all critics or none, so a second reward critic is added."""
+    """Make the package's agent. Its switch doubles all critics, so a second reward critic is added here."""
     env = SpacesOnly(settings["observation"], settings["actions"])
     hidden = tuple(settings["hidden_sizes"])
     agent = CVPOAgent(
@@ -84,7 +85,7 @@ def make_agent(settings: dict) -> CVPOAgent:
 
 
 def main() -> None:
-    """Build the update, then time it as often as asked."""
+    """Build the update, then time it for each request."""
     settings = json.loads(sys.argv[1])
     answers = os.fdopen(int(sys.argv[2]), "w", buffering=1)
     torch.manual_seed(0)

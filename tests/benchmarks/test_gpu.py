@@ -1,4 +1,4 @@
-"""The GPU's benchmark: its code on the CPU at tiny sizes, what it makes of the times, what it refuses."""
+"""The GPU benchmark: its code on the CPU at tiny sizes, its figures, and the input that it refuses."""
 
 import json
 
@@ -12,9 +12,10 @@ TINY = (
     "--transitions 500 --blocks 2 --updates 1"
 ).split()
 LOOP = (
-    "--frame-skip 1 --max-episode-steps 50 --frames-per-batch 200 --log-interval 400 --buffer-size 2000 "
-    "--batch-size 16 --num-particles 4 --hidden-sizes 16 16 --updates-per-frame 0.01 --critic-warmup 2 "
-    "--warmup-frames 200"
+    "--env.frame-skip 1 --env.max-episode-steps 50 --collect.frames-per-batch 200 --log-interval 400 "
+    "--replay.size 2000 --replay.batch-size 16 --estep.num-particles 4 --policy.hidden-sizes 16 16 "
+    "--critics.hidden-sizes 16 16 --collect.updates-per-frame 0.01 --critics.warmup-updates 2 "
+    "--collect.warmup-frames 200"
 )
 
 
@@ -28,8 +29,7 @@ def _threads():
 
 def test_everything_runs_on_the_cpu(tmp_path, capsys):
     file = tmp_path / "gpu.json"
-    flags = LOOP.replace("--frame-skip", "--env.frame-skip").replace("--max-ep", "--env.max-ep")
-    training = ["--copies", "4", "--frames", "1000", "--flags", flags]
+    training = ["--copies", "4", "--frames", "1000", "--flags", LOOP]
     assert gpu.main([*TINY, *training, "--json", str(file)]) == 0
     printed = capsys.readouterr().out
     assert "| eager |" in printed

@@ -1,6 +1,7 @@
-"""The learner's benchmark: what it counts, what it times, what it says without the peers."""
+"""The learner's benchmark: its counts, its times, and its message without the peers."""
 
 import doctest
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from learner import main, parse
 from learner_gemm import CRITICS, M_STEP, PARTICLES, CountFlops, GemmLimit, Sizes, flops, update_products
 from learner_peers import DEFAULT_PYTHON, FsrlUpdate
-from learner_update import PHASES, Learner
+from learner_update import E_STEP, PHASES, SAMPLE, TimedUpdate, make_config
 
 SMALL = Sizes(
     states=3, particles=4, m_iterations=2, hidden_sizes=(5, 7), observation=6, actions=2, reward_critics=2
@@ -33,9 +34,9 @@ def _threads():
 
 
 @pytest.fixture(scope="module")
-def learner():
+def timed_update():
     sizes = Sizes(states=64, particles=16, m_iterations=3, hidden_sizes=(64, 48), observation=20, actions=2)
-    return sizes, Learner(sizes, transitions=2000, settings={"layer_norm": False, "n_step": 1})
+    return sizes, TimedUpdate(sizes, {"critics": {"layer_norm": False, "n_step": 1}}, transitions=2000)
 
 
 def test_the_operations_are_those_counted_by_hand():
@@ -52,10 +53,10 @@ def test_the_operations_are_those_counted_by_hand():
     assert flops(products) == 2 * (particles + critics + m_step)
 
 
-def test_the_update_executes_the_products_that_are_counted(learner):
-    sizes, update = learner
+def test_the_update_executes_the_products_that_are_counted(timed_update):
+    sizes, update = timed_update
     with CountFlops() as executed:
-        update.update()
+        update()
     # Above the count: products of [a, a] matrices, and the state's part again in the particles' first layer.
     assert 1.0 <= executed.total / flops(update_products(sizes)) < 1.03
 
@@ -70,27 +71,56 @@ def test_the_limit_runs_the_products_that_are_counted():
     assert min(seconds.values()) > 0.0
 
 
-def test_phases_hold_the_whole_update(learner):
-    _, update = learner
-    ticks = iter(range(10_000))
-    update._clock, clock = lambda: float(next(ticks)), update._clock
-    try:
-        (row,) = update.timed_updates(1)
-    finally:
-        update._clock = clock
-    # Every look at the clock is one tick after the last: ten inside the phases, three around.
-    assert row == dict.fromkeys(PHASES, 1.0) | {M_STEP: 6.0}
+def test_phases_hold_the_whole_update(timed_update, monkeypatch):
+    _, update = timed_update
+    ticks = itertools.count()
+    monkeypatch.setattr(update, "clock", lambda: float(next(ticks)))
+    (row,) = update.timed(1)
+    # Every reading of the clock is one tick after the last. Each phase begins where another ends.
+    assert row == dict.fromkeys(PHASES, 1.0)
+    assert next(ticks) == len(PHASES) + 1
 
 
-def test_the_e_step_is_an_ordinary_one(learner):
-    _, update = learner
+def test_each_phase_holds_its_own_part(timed_update, monkeypatch):
+    _, update = timed_update
+    now = [0.0]
+    monkeypatch.setattr(update, "clock", lambda: now[0])
+
+    def lasts(seconds, owner, name):
+        call = getattr(owner, name)
+
+        def later(*args, **kwargs):
+            now[0] += seconds
+            return call(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, later)
+
+    learner = update.learner
+    lasts(1.0, update.replay, "sample")
+    lasts(2.0, learner.critics, "update")
+    lasts(4.0, learner.particles, "forward")
+    lasts(8.0, learner.estep, "forward")
+    lasts(16.0, learner.optim, "step")
+    (row,) = update.timed(1)
+    expected = {SAMPLE: 1.0, CRITICS: 2.0, PARTICLES: 4.0, E_STEP: 8.0, M_STEP: 3 * 16.0}
+    assert row == dict.fromkeys(PHASES, 0.0) | expected
+
+
+def test_the_e_step_is_an_ordinary_one(timed_update):
+    _, update = timed_update
     update.metrics()
-    update.timed_updates(3)
+    update.timed(3)
     metrics = update.metrics()
     assert metrics["feasible"] == 1.0
     assert metrics["lambda"] > 0.01  # the limit binds
     assert metrics["lambda_capped"] == 0.0
     assert metrics["estep_residual"] < 1e-6
+
+
+def test_later_settings_win_and_leave_the_others():
+    config = make_config(SMALL, 100, {"critics": {"n_step": 1}}, {"critics": {"n_step": 2}})
+    assert (config.critics.n_step, config.critics.reward_members) == (2, SMALL.reward_critics)
+    assert config.critics.hidden_sizes == config.policy.hidden_sizes == SMALL.hidden_sizes
 
 
 def test_figures_follow_from_the_times():
@@ -149,7 +179,7 @@ def test_without_the_peers_it_names_the_command_and_goes_on(tmp_path, capsys):
 
 
 def stand_in(path, body):
-    """A program in the place of the peers' interpreter; the descriptor to answer on is its last argument."""
+    """Write a program in place of the peers' interpreter; it answers on its last argument, a descriptor."""
     path.write_text(
         f"#!{sys.executable}\nimport json, os, sys\nout = os.fdopen(int(sys.argv[-1]), 'w', 1)\n{body}"
     )

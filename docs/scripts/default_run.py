@@ -1,10 +1,10 @@
-"""Figure and table of ``docs/default_run.md`` from the rows in ``docs/data``.
+"""Draw the figure and print the table of ``docs/default_run.md``, from the rows in ``docs/data``.
 
     python recipes/cvpo.py --seed 0 --run-dir runs/seed-0        # and 1, 2
-    python benchmarks/default_run.py --runs runs/seed-0 runs/seed-1 runs/seed-2
+    python docs/scripts/default_run.py --runs runs/seed-0 runs/seed-1 runs/seed-2
 
-copies the runs' ``metrics.csv`` to ``docs/data``, draws the figure and prints the table; without
-``--runs`` it works from what is there.
+The ``metrics.csv`` of the runs are copied to ``docs/data`` first. Without ``--runs``, the figure and the
+table are made from the rows that are there.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from columns import DOCS
 
 from safe_components.training import plot_curves, read_metrics
 
-DOCS = Path(__file__).parents[1] / "docs"
 DATA = DOCS / "data" / "cvpo_point_circle"
 LIMIT = 25.0
 LAST = 20_000
 
 
 def row(path: Path) -> str:
-    """A line of the table: means over the episodes of the last frames, and the last evaluation."""
+    """Format a run's row of the table: means over its last frames, and its last evaluation."""
     run = read_metrics(path)
     late = run["frames"] > run["frames"][-1] - LAST
     numbers = [
@@ -38,6 +38,7 @@ def row(path: Path) -> str:
 
 
 def main() -> None:
+    """Copy the rows of finished runs, if there are any; draw and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--runs", type=Path, nargs="*", default=[], help="run directories to take the rows from"

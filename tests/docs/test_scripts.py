@@ -1,0 +1,92 @@
+"""The scripts that draw the documentation's figures."""
+
+import csv
+import sys
+
+import columns
+import default_run
+import numpy as np
+import pytest
+import study_to_docs
+import weak_spots
+
+HEAD = "frames,episodes,episode_reward,episode_cost,episode_violation_rate,eval_reward,eval_cost,entropy\n"
+ROWS = "100,2,1.23456789,30,0.5,,,1.5\n300,4,2.5,20,0.25,3,10,1.25\n"
+
+
+def run_directory(directory):
+    directory.mkdir(parents=True)
+    (directory / "metrics.csv").write_text(HEAD + ROWS)
+    return directory
+
+
+def call(script, monkeypatch, docs, *flags):
+    """Run a script that works on ``docs``."""
+    monkeypatch.setattr(script, "DOCS", docs)
+    monkeypatch.setattr(sys, "argv", ["script", *map(str, flags)])
+    script.main()
+
+
+def test_rows_are_named_and_rounded(tmp_path):
+    runs = [(("a", "1"), {"x": np.array([1.23456789, np.nan])}), (("b", "2"), {"x": np.array([1e6])})]
+    columns.write_columns(tmp_path / "new" / "rows.csv", ("variant", "seed"), ("x",), runs)
+    text = (tmp_path / "new" / "rows.csv").read_text()
+    assert text.split() == ["variant,seed,x", "a,1,1.2346", "a,1,nan", "b,2,1e+06"]
+
+
+def test_a_study_is_copied_with_the_rows_of_all_runs(tmp_path, monkeypatch, capsys):
+    study, docs = tmp_path / "study", tmp_path / "docs"
+    for variant, seed in (("cvpo", 0), ("cvpo", 1), ("mpo", 0)):
+        run_directory(study / variant / f"seed-{seed}")
+    for name in ("table.csv", "seeds.csv", "curves.png", "table.md"):
+        (study / name).write_text(name)
+    (docs / "figures").mkdir(parents=True)
+    call(study_to_docs, monkeypatch, docs, "--study", study, "--name", "new")
+    rows = list(csv.DictReader((docs / "data" / "new" / "rows.csv").read_text().splitlines()))
+    assert [(row["variant"], row["seed"]) for row in rows[::2]] == [
+        ("cvpo", "0"),
+        ("cvpo", "1"),
+        ("mpo", "0"),
+    ]
+    assert rows[0]["episode_reward"] == "1.2346"
+    assert (docs / "data" / "new" / "seeds.csv").read_text() == "seeds.csv"
+    assert (docs / "figures" / "new.png").read_text() == "curves.png"
+    assert capsys.readouterr().out == "table.md\n"
+
+
+def test_a_weak_spot_is_drawn_again_from_its_rows(tmp_path, monkeypatch):
+    (tmp_path / "figures").mkdir()
+    flags = ["--figure", "new", "--panels", "episode_length", "episode_cost+eval_cost"]
+    run = ["--run", "one", run_directory(tmp_path / "run")]
+    call(weak_spots, monkeypatch, tmp_path, *flags, *run)
+    kept = (tmp_path / "data" / "weak_spots" / "new.csv").read_text().split()
+    assert kept == [
+        "run,frames,episode_length,episode_cost,eval_cost",
+        "one,100,50,30,nan",
+        "one,300,50,20,10",
+    ]
+    figure = tmp_path / "figures" / "new.png"
+    first = figure.read_bytes()
+    figure.unlink()
+    call(weak_spots, monkeypatch, tmp_path, *flags)
+    assert figure.read_bytes() == first
+
+
+def test_a_row_of_the_default_run_holds_means_over_its_last_frames(tmp_path, monkeypatch):
+    path = run_directory(tmp_path / "seed-7") / "metrics.csv"
+    path.write_text(
+        HEAD.replace("entropy", "wall_seconds") + ROWS.replace("1.5", "60").replace("1.25", "120")
+    )
+    monkeypatch.setattr(default_run, "LAST", 250)
+    cells = [cell.strip() for cell in default_run.row(path).strip("|").split("|")]
+    reward = (1.23456789 + 2.5) / 2
+    assert cells == [
+        "metrics", "1.2 / 30", f"{reward:.1f} / 25.0", "3.0 / 10.0", "33 %", "2.0 min",
+    ]  # fmt: skip
+
+
+def test_a_default_run_without_rows_is_explained(tmp_path, monkeypatch):
+    monkeypatch.setattr(default_run, "DATA", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["script"])
+    with pytest.raises(SystemExit, match="name finished runs with --runs"):
+        default_run.main()
