@@ -8,15 +8,17 @@ import pkgutil
 import pydoc
 import re
 import sys
-from importlib.metadata import version as installed_version
+import typing
 from pathlib import Path
-from typing import Any, get_args
+from types import ModuleType
+from typing import Annotated, Any, get_args, get_origin
 
 DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS / "_ext"), str(DOCS.parent)]
 
 from docutils import nodes  # noqa: E402
 from plain_docstrings import to_rst  # noqa: E402
+from sphinx.addnodes import pending_xref  # noqa: E402
 from sphinx.ext import napoleon  # noqa: E402
 from sphinx.util import inspect as sphinx_inspect  # noqa: E402
 from sphinx.util import logging  # noqa: E402
@@ -25,7 +27,7 @@ from sphinx.util.nodes import make_refnode  # noqa: E402
 import safe_components  # noqa: E402
 
 project = "safe_components"
-release = installed_version("safe_components")
+release = safe_components.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 exclude_patterns = ["_build", "_ext"]
@@ -54,20 +56,32 @@ nitpick_ignore_regex = [(r"py:.*", r"(?!safe_components).*"), (r"myst", r".*/")]
 
 def public_objects() -> dict[str, dict[str, Any]]:
     """Public names and their objects by module: its ``__all__``, or else its constants."""
-    modules = {}
-    for room in pkgutil.iter_modules(safe_components.__path__, "safe_components."):
-        module = importlib.import_module(room.name)
+    modules: dict[str, dict[str, Any]] = {}
+
+    def add(module: ModuleType) -> None:
         names = getattr(module, "__all__", [name for name in vars(module) if name.isupper()])
-        modules[room.name] = {name: getattr(module, name) for name in names}
+        objects = {name: getattr(module, name) for name in names}
+        modules[module.__name__] = {name: o for name, o in objects.items() if not inspect.ismodule(o)}
+        for module_within in filter(inspect.ismodule, objects.values()):
+            add(module_within)
+
+    for found in pkgutil.iter_modules(safe_components.__path__, "safe_components."):
+        if not found.name.endswith("__main__"):
+            add(importlib.import_module(found.name))
     return modules
 
 
-ROOMS = public_objects()
-FULL_NAME = {name: f"{room}.{name}" for room, names in ROOMS.items() for name in names}
+PUBLIC = public_objects()
+FULL_NAME: dict[str, str] = {}
+for _module, _names in PUBLIC.items():
+    for _name, _object in _names.items():  # a package may hand on what another one defines
+        _defined = getattr(_object, "__module__", None) or _module
+        if _name not in FULL_NAME or _defined.startswith(f"{_module}."):
+            FULL_NAME[_name] = f"{_module}.{_name}"
 # Fields of named tuples that their class describes under "Attributes": once is enough.
 DESCRIBED_FIELDS = {
     id(vars(cls)[field])
-    for names in ROOMS.values()
+    for names in PUBLIC.values()
     for cls in names.values()
     if "Attributes:" in (getattr(cls, "__doc__", None) or "")
     for field in getattr(cls, "_fields", ())
@@ -79,11 +93,19 @@ def convert_docstring(app: Any, what: str, name: str, obj: object, options: Any,
     lines[:] = to_rst(lines, {written: full for written, full in FULL_NAME.items() if full != name}.get)
     if what not in ("attribute", "data", "property"):  # a colon in these does not end a type
         lines[:] = napoleon.GoogleDocstring(lines, GOOGLE_STYLE, app, what, name, obj, options).lines()
-    if what == "module":
-        for constant, value in ROOMS.get(name, {}).items():
+    if what == "module" and not options.no_index:
+        for constant, value in PUBLIC.get(name, {}).items():
             if not (inspect.isclass(value) or callable(value)) or get_args(value):
-                choices = " | ".join(map(repr, get_args(value)))
-                lines += ["", f".. py:data:: {constant}", f"   :value: {choices or repr(value)}", ""]
+                lines += ["", f".. py:data:: {constant}", f"   :value: {shown(value)}", ""]
+
+
+def shown(value: Any) -> str:
+    """A constant in one line: a range's type and words, the choices of a literal, or what Python prints."""
+    if get_origin(value) is Annotated:
+        kind, *ranges = get_args(value)
+        return ", ".join([inspect.formatannotation(kind), *(allowed.words for allowed in ranges)])
+    text = " | ".join(map(repr, get_args(value))) or repr(value)
+    return text if len(text) < 100 else "..."
 
 
 def real_signature(
@@ -116,17 +138,25 @@ def resolve(app: Any, env: Any, node: Any, contnode: nodes.Node) -> nodes.Node |
     entry = env.get_domain("py").objects.get(FULL_NAME.get(name))
     if entry:
         return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, contnode, name)
-    return contnode if hasattr(pydoc.locate(module), name) else None
+    known = hasattr(pydoc.locate(module), name) or hasattr(typing, name)
+    return contnode if known else None
 
 
 def complete_contents(app: Any, docname: str, source: list[str]) -> None:
     """In the table of contents of the first page, leave out what is not there and add what is not listed."""
     if docname == "index":
         pages = {path.stem for path in DOCS.glob("*.md")} - {"index"}
-        head, rest = source[0].split("environments\n", 1)
-        listed = ["environments", *rest.split("\n```")[0].split()]
+        head, rest = source[0].split("structure\n", 1)
+        listed = ["structure", *rest.split("\n```")[0].split()]
         ordered = [page for page in listed if page in pages] + sorted(pages - set(listed))
         source[0] = head + "\n".join(ordered) + "\n```" + rest.split("\n```", 1)[1]
+
+
+def name_files_without_link(app: Any, doctree: nodes.document) -> None:
+    """Files that the README links to and that have no page here, such as the license, are text."""
+    for node in list(doctree.findall(pending_xref)):
+        if node["reftype"] == "myst" and (DOCS.parent / node["reftarget"]).is_file():
+            node.replace_self(node.children)
 
 
 def require_every_public_name(app: Any, env: Any) -> None:
@@ -140,6 +170,7 @@ def require_every_public_name(app: Any, env: Any) -> None:
 def setup(app: Any) -> None:
     """Connect the functions above."""
     app.connect("source-read", complete_contents)
+    app.connect("doctree-read", name_files_without_link)
     app.connect("autodoc-process-docstring", convert_docstring)
     app.connect("autodoc-process-signature", real_signature)
     app.connect("autodoc-skip-member", skip_described)

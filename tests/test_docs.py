@@ -1,5 +1,6 @@
-"""The code in the README and the docs runs as printed; their links and pictures exist."""
+"""The code in the README and the docs runs as printed; commands are accepted, links and pictures exist."""
 
+import dataclasses
 import re
 import shlex
 import subprocess
@@ -7,9 +8,23 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import tyro
+import yaml
+
+import evaluate
+import study
+from safe_components import cli
+from safe_components.training import config_to_dict, parse_config
+from safe_components.training.config import LAYOUT, choices_of, fields, flag_of
+from safe_components.training.recipes import load_recipe, recipe_file
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES += sorted((ROOT / "docs").glob("**/*.md"))
+RECIPES = ("cvpo", "discrete_cvpo", "sac_lag", "td3_lag", "ppo_lag")
+# What stands for a reader's own words, and words to try.
+PLACEHOLDERS = {"S": ["0"], "ID": ["PointCircle"], "NAME": ["PointCircle"], "...": ["--variants", "cvpo"]}
 
 
 def names(page):
@@ -38,3 +53,110 @@ def test_relative_links_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text())
     missing = [link for link in links if "://" not in link and not (page.parent / link).exists()]
     assert not missing
+
+
+# Commands
+
+
+def commands(page):
+    """The commands of a page, in code blocks and in running text, as lists of words."""
+    text = page.read_text().replace("\\\n", " ")
+    lines = re.findall(r"^(?:    +|\$ )?((?:\.venv/bin/)?(?:python|safe-components|make) .*)$", text, re.M)
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    spans = re.findall(r"`((?:python|safe-components|make) [^`]+)`", prose)
+    found = [shlex.split(line.removeprefix(".venv/bin/"), comments=True) for line in lines + spans]
+    return [words for words in found if re.search(r"[/=]|^(list|run|copy|[a-z-]+)$", words[1])]
+
+
+@pytest.fixture
+def accept(tmp_path, monkeypatch):
+    """Check one command, without training; commands of one page are checked in order."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # for --device cuda
+
+    class Planned(Exception):
+        pass
+
+    def planned(members):
+        raise Planned
+
+    monkeypatch.setattr(study, "check_limits", planned)
+
+    def accept_recipe(file, words):
+        if file.stem == "study":
+            config = parse_config(study.Config, words, default=study.Config())
+            if not (config.run.list_variants or config.run.report):
+                with pytest.raises(Planned):
+                    study.main(config, words)
+        elif file.stem == "evaluate":
+            tyro.cli(evaluate.Config, args=words)
+        else:
+            config_type = load_recipe(file).Config
+            if "--resume" in words:
+                run = Path(words[words.index("--resume") + 1])
+                run.mkdir(parents=True)
+                saved = {"recipe": file.stem, "layout": LAYOUT, "config": config_to_dict(config_type())}
+                (run / "config.yaml").write_text(yaml.safe_dump(saved))
+            parse_config(config_type, words)
+
+    def accept_command(program, first, *rest):
+        words = [part for word in rest for part in PLACEHOLDERS.get(word, [word])]
+        if program == "make":
+            makefile = (ROOT / "Makefile").read_text()
+            targets = [word for word in (first, *words) if "=" not in word]
+            assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
+            (arguments,) = [word.removeprefix("ARGS=") for word in words if word.startswith("ARGS=")] or [""]
+            if first == "cvpo":
+                accept_recipe(recipe_file("cvpo"), shlex.split(arguments))
+        elif program == "safe-components" and first == "run":
+            own = Path(words[0])
+            accept_recipe(own if own.suffix else recipe_file(words[0]), words[1:])
+        elif program == "safe-components":
+            cli.main([first, *words])
+        elif first.startswith("recipes/"):
+            if "--help" not in words:
+                accept_recipe(ROOT / first, words)
+        else:  # a script of its own, which says in its source what it takes
+            source = (ROOT / first).read_text()
+            assert [word for word in words if word.startswith("--") and f'"{word}"' not in source] == []
+
+    return accept_command
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=names)
+def test_commands_are_accepted(page, accept):
+    refused = []
+    for words in commands(page):
+        try:
+            accept(*words)
+        except SystemExit as end:
+            refused.append(f"{shlex.join(words)}: {end}")
+    assert refused == []
+
+
+def options():
+    """Every option of the recipes, with the alternatives of each exclusive choice."""
+    found = {}
+
+    def add(group, prefix=""):
+        for path, hint, _ in fields(group, prefix):
+            choices = choices_of(hint)
+            found.setdefault("--" + flag_of(path).replace("_", "-"), {}).update(choices)
+            for alternative in filter(None, choices.values()):
+                add(alternative(), f"{path}.")
+
+    for config in (study.Config(), *(load_recipe(recipe_file(name)).Config() for name in RECIPES)):
+        add(config)
+    others = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(evaluate.Config)}
+    return found | {option: {} for option in others | {"--set", "--list", "--help"}}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "CHANGELOG"], ids=names)
+def test_options_in_running_text_exist(page):  # the changelog names old ones, too
+    known = options()
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    for span in re.findall(r"`(--[^`]+)`", prose):
+        for flag, value in re.findall(r"(--[\w.-]+)(?: ([\w-]+))?", span):
+            flag = re.sub(r"(--|\.)no-", r"\1", flag)
+            assert flag in known or flag in ("--deps", "--editable"), span
+            assert not known.get(flag) or value in ("", *known[flag]), span

@@ -1,6 +1,5 @@
 """The page of published settings: its commands parse, and say what its table says."""
 
-import dataclasses
 import math
 import re
 import shlex
@@ -9,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import cvpo
-from safe_components.training import parse_config
+from safe_components.training import leaves, parse_config
+from safe_components.training.config import flag_of
 
 PAGE = (Path(__file__).parents[1] / "docs" / "published_settings.md").read_text()
 COMMANDS = re.findall(r"^```sh\n(.*?)^```", PAGE, re.M | re.S)
@@ -22,8 +22,8 @@ def flags(command):
     assert script == "recipes/cvpo.py"
     found = {}
     for word in words:
-        if word.startswith("--no-"):
-            found["--" + word[5:]] = ["no"]
+        if ".no-" in word:
+            found[word.replace(".no-", ".")] = ["no"]
         elif word.startswith("--"):
             name = word
             found[name] = []
@@ -51,7 +51,7 @@ COMMAND = dict(zip(COLUMNS, map(flags, COMMANDS), strict=True))
 def test_commands_are_accepted(code):
     command = COMMANDS[list(COLUMNS).index(code)]
     config = parse_config(cvpo.Config, shlex.split(command.replace("\\\n", " "))[2:])
-    assert config.num_particles == int(COMMAND[code]["--num-particles"])
+    assert config.estep.num_particles == int(COMMAND[code]["--estep.num-particles"])
     assert config.env.max_episode_steps == int(COMMAND[code]["--env.max-episode-steps"])
 
 
@@ -61,11 +61,9 @@ def test_table_and_command_agree(code):
 
 
 def test_rows_are_flags_of_the_recipe():
-    names = {field.name for field in dataclasses.fields(cvpo.Config)}
-    env = {f"env.{field.name}" for field in dataclasses.fields(cvpo.Config().env)}
     rows = {row.replace("-", "_") for row in re.findall(r"^\| `--([\w.-]+)` \|", PAGE, re.M)}
     assert len(rows) > 30
-    assert rows <= names | env
+    assert rows <= {flag_of(path) for path in leaves(cvpo.Config())}
 
 
 @pytest.mark.parametrize("code", COLUMNS)
@@ -73,19 +71,19 @@ def test_conversions(code):
     ours = COMMAND[code]
     number = {name: float(value) for name, value in ours.items() if re.fullmatch(r"[\d.]+", value)}
     episodes = {"authors": 20, "FSRL": 10}[code]
-    assert number["--frames-per-batch"] == episodes * number["--env.max-episode-steps"]
+    assert number["--collect.frames-per-batch"] == episodes * number["--env.max-episode-steps"]
     assert number["--env.num-envs"] == episodes
-    assert number["--estep-window"] == number["--buffer-size"]
+    assert number["--replay.window"] == number["--replay.size"]
     if code == "authors":
-        assert math.isclose(number["--updates-per-frame"], 40 / 300, abs_tol=1e-4)
-        assert number["--total-frames"] == 300 * number["--frames-per-batch"]
-        assert f"--soft-mean {0.1 * 32:g} --soft-cov {10 * 32:g}" in PAGE
-        linear = 0.4 * 200 * number["--frames-per-batch"]
+        assert math.isclose(number["--collect.updates-per-frame"], 40 / 300, abs_tol=1e-4)
+        assert number["--total-frames"] == 300 * number["--collect.frames-per-batch"]
+        assert f"--trust-region.coef-mean {0.1 * 32:g} --trust-region.coef-cov {10 * 32:g}" in PAGE
+        linear = 0.4 * 200 * number["--collect.frames-per-batch"]
         assert f"here {linear:.0f}" in PAGE
         # The same mean excess: that of exp(-5 x) over [0, 1], and of a straight line over its first 0.4.
         assert math.isclose((1 - math.exp(-5)) / 5, 0.4 / 2, abs_tol=2e-3)
     else:
-        assert math.isclose(number["--critic-polyak"], 1 - 0.05)
+        assert math.isclose(number["--critics.polyak"], 1 - 0.05)
         assert number["--total-frames"] == 100 * 20_000
 
 

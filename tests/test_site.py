@@ -5,12 +5,14 @@ import pkgutil
 import re
 from pathlib import Path
 
+import draw_structure
 import pytest
 
 import safe_components
 
 DOCS = Path(__file__).parents[1] / "docs"
-ROOMS = [room.name for room in pkgutil.iter_modules(safe_components.__path__)]
+MODULES = [found.name for found in pkgutil.iter_modules(safe_components.__path__) if found.name != "__main__"]
+MODULES += ["training.options"]
 
 spec = importlib.util.spec_from_file_location("plain_docstrings", DOCS / "_ext" / "plain_docstrings.py")
 plain_docstrings = importlib.util.module_from_spec(spec)
@@ -21,10 +23,28 @@ def to_rst(text, **names):
     return "\n".join(plain_docstrings.to_rst(text.splitlines(), names.get))
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_every_room_has_a_page_of_the_reference(room):
-    assert f".. automodule:: safe_components.{room}\n" in (DOCS / "api" / f"{room}.md").read_text()
-    assert re.search(rf"^{room}$", (DOCS / "api" / "index.md").read_text(), re.M)
+@pytest.mark.parametrize("module", MODULES)
+def test_every_package_has_a_page_of_the_reference(module):
+    assert f".. automodule:: safe_components.{module}\n" in (DOCS / "api" / f"{module}.md").read_text()
+    assert re.search(rf"^{re.escape(module)}$", (DOCS / "api" / "index.md").read_text(), re.M)
+
+
+def test_the_figure_of_the_structure_is_that_of_the_source():
+    assert draw_structure.FIGURE.read_text() == draw_structure.draw(), "run docs/scripts/draw_structure.py"
+
+
+def test_the_figure_has_an_arrow_for_each_import_between_packages():
+    figure = draw_structure.FIGURE.read_text()
+    described = re.search("<desc>(.*)</desc>", figure)[1]
+    arrows = [
+        (source, target)
+        for sentence in described.split("; ")
+        for source, _, targets in [sentence.partition(" imports ")]
+        for target in targets.split(", ")
+    ]
+    assert arrows == draw_structure.package_imports()
+    assert figure.count('stroke-width="1.5"') == len(arrows) > 20
+    assert len(set(re.findall(r'd="M(\d+) \d+V', figure))) == len(arrows)  # none hides another
 
 
 def test_indented_formula_becomes_a_literal_block():
