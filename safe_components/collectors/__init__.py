@@ -1,4 +1,4 @@
-"""One factory over TorchRL's collectors, and one that collects while you learn."""
+"""A factory for TorchRL's collectors, and a collector that collects while the learner learns."""
 
 from safe_components.collectors.make_collector import make_collector
 from safe_components.collectors.overlapped import OverlappedCollector

@@ -1,4 +1,4 @@
-"""One factory over TorchRL's collectors: in this process, in several, or over Ray."""
+"""One factory for TorchRL's collectors, in this process, in several, or on Ray."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
 with warnings.catch_warnings():
-    # Importing TorchRL's collectors warns about one of TorchRL's own classes.
+    # Importing TorchRL's collectors warns about one of its own classes.
     warnings.simplefilter("ignore", DeprecationWarning)
     from torchrl.collectors import BaseCollector, Collector, MultiAsyncCollector, MultiSyncCollector
 
@@ -34,43 +34,42 @@ def make_collector(
     seed: int | None = None,
     **kwargs: Any,
 ) -> BaseCollector:
-    """A TorchRL collector: iterate over it for batches of ``frames_per_batch`` environment steps.
+    """Make a TorchRL collector, an iterable of batches of ``frames_per_batch`` environment steps.
 
-    | num_workers | backend | sync | what it is |
+    | num_workers | backend | sync | result |
     |---|---|---|---|
-    | 0 | process | - | ``Collector``: environment and policy in this process |
+    | 0 | process | - | ``Collector``: environment and policy run in this process |
     | ≥ 1 | process | True | ``MultiSyncCollector``: a batch waits for every worker |
-    | ≥ 1 | process | False | ``MultiAsyncCollector``: batches of one worker, as they come |
-    | ≥ 1 | ray | either | ``RayCollector``: workers on a Ray cluster |
+    | ≥ 1 | process | False | ``MultiAsyncCollector``: a batch comes from one worker, as soon as it is ready |
+    | ≥ 1 | ray | either | ``RayCollector``: workers run on a Ray cluster |
 
     Each worker holds its own environment. After an update call ``collector.update_policy_weights_()``. In
-    this process the policy shares its parameters with the collector and needs no update; with workers and a
-    policy on the CPU TorchRL moves its parameters to memory shared with them, so that a worker that steps
-    while you learn (``sync=False``) may see them change in the middle of a batch. `OverlappedCollector`
-    learns and collects at the same time without that.
+    this process the collector shares the policy's parameters and needs no update. With workers and a policy
+    on the CPU, TorchRL moves the parameters to memory shared with the workers. A worker that steps during
+    learning (``sync=False``) may then see them change in the middle of a batch. ``OverlappedCollector``
+    collects during learning without this effect.
 
-    **Seeds.** With no worker, ``seed`` seeds the environment; the policy samples from torch's global
-    generator as everywhere. With workers, worker i gets
-    ``numpy.random.SeedSequence(seed).generate_state(num_workers)[i]`` for its environment and for its own
-    global torch generator; without ``seed``, fresh entropy.
+    **Seeds.** Without workers, ``seed`` seeds the environment, and the policy samples from torch's global
+    generator. With workers, ``numpy.random.SeedSequence(seed).generate_state(num_workers)[i]`` seeds the
+    environment and the global torch generator of worker i. Without ``seed``, fresh entropy seeds them.
 
     Args:
-        make_env_fn: called without arguments in each worker; picklable where there are workers, for example
+        make_env_fn: called without arguments in each worker. With workers it must be picklable, for example
             ``functools.partial(make_env, "SafetyPointCircle1-v0", num_envs=8)``.
         policy: maps a TensorDict with an observation to one with an action; None acts at random.
         frames_per_batch: environment steps in a batch over all copies and workers.
-        total_frames: environment steps after which iteration ends; −1 for never.
-        num_workers: 0 for this process, else the number of workers.
+        total_frames: environment steps after which iteration ends; −1 means that it never ends.
+        num_workers: number of workers; 0 collects in this process.
         backend: ``"process"`` or ``"ray"``.
         sync: whether a batch waits for every worker.
-        device: where environment, policy and batches are; None takes the policy's device, and without
-            parameters to tell it, the environment's (the CPU where there are workers).
+        device: device of environment, policy and batches. None means the policy's device. If the policy has
+            no parameters, None means the environment's device, or the CPU with workers.
         seed: see above.
         kwargs: handed to the TorchRL class.
 
     Raises:
-        ValueError: a number outside its range, or an environment seeded alike in every worker.
-        ImportError: Ray asked for but not installed.
+        ValueError: if a number is out of range, or if every worker would have the same seed.
+        ImportError: if the backend is Ray and Ray is not installed.
 
     Example:
         >>> import functools
@@ -94,14 +93,14 @@ def make_collector(
         raise ValueError(
             f"total_frames must be -1 or at least frames_per_batch {frames_per_batch}, got {total_frames!r}"
         )
-    # Naming the device spares a cast of every tensor at every step.
+    # A given device saves a cast of every tensor at every step.
     own = _device_of(policy)
     device = device if device is not None else own
     options = {"frames_per_batch": frames_per_batch, "total_frames": total_frames, **kwargs}
     if policy is not None and own is None:
-        options.setdefault("trust_policy", True)  # nothing to move to the device, nothing to warn about
+        options.setdefault("trust_policy", True)  # it has nothing to move, so TorchRL need not warn
     if backend == "process":
-        # What TorchRL appends for recurrent policies, and announces for every other one.
+        # TorchRL appends these for recurrent policies and prints a message for every other policy.
         options.setdefault("auto_register_policy_transforms", False)
     if num_workers == 0:
         if backend != "process" or not sync:
@@ -121,7 +120,7 @@ def make_collector(
         if importlib.util.find_spec("ray") is None:
             raise ImportError("backend='ray' needs Ray: pip install 'safe_components[ray]'")
         return Collector(factories, policy, backend="ray", sync=sync, **options)
-    options.setdefault("num_threads", torch.get_num_threads())  # of this process: they stay as they are
+    options.setdefault("num_threads", torch.get_num_threads())  # or TorchRL changes those of this process
     cls = MultiSyncCollector if sync else MultiAsyncCollector
     if sync:
         options.setdefault("cat_results", "stack")
@@ -145,6 +144,6 @@ def _seeded(make_env_fn: Callable[[], EnvBase], seed: int | None) -> EnvBase:
 
 
 def _in_worker(make_env_fn: Callable[[], EnvBase], seed: int) -> EnvBase:
-    # A forked worker would start from its parent's generator and act like its neighbours.
+    # A forked worker would start from its parent's generator and act like the other workers.
     torch.manual_seed(seed)
     return _seeded(make_env_fn, seed)

@@ -1,4 +1,4 @@
-"""Collect the next batch in worker processes while the last one is being learnt from."""
+"""Collect the next batch in worker processes while the learner uses the last one."""
 
 from __future__ import annotations
 
@@ -24,28 +24,29 @@ class OverlappedCollector:
 
         request 1 | wait | request 2 | use 1 | wait | request 3 | use 2 | wait | ...
 
-    so that a loop costs about ``max(collecting, using)`` per batch instead of their sum. Batch k + 1 is
-    collected while batch k is used: its actions come from the policy as it was after the use of batch
-    k − 1, **one batch older** than in one process, never more. Workers act with a copy of the policy that
-    changes between batches only (given to a TorchRL multi-process collector itself, a policy on the CPU is
-    moved to memory shared with the workers, which would then see every optimiser step at once). With a seed
-    the batches are the same in every run, whatever the machine's load, as long as what the loop does with
-    them is.
+    A loop then costs about ``max(collecting, using)`` per batch instead of their sum. Workers collect batch
+    k + 1 while the loop uses batch k. Their actions come from the policy after the use of batch k − 1. That
+    policy is exactly **one batch older** than in one process. If the loop is deterministic, a seed gives the
+    same batches in every run, whatever the machine's load.
 
-    Iterate over it, and after an update call :meth:`update_policy_weights_`, as with any TorchRL collector.
-    Each iteration starts where the last one stopped; there is no last batch.
+    Workers act with a copy of the policy that only changes between batches. Without the copy, TorchRL's
+    multi-process collectors would move a policy on the CPU to memory shared with the workers. The workers
+    would then see every optimizer step at once.
+
+    Iterate over it, and after an update call ``update_policy_weights_``, as with any TorchRL collector.
+    Each iteration starts where the last one stopped, and there is no last batch.
 
     Args:
-        make_env_fn: called without arguments in each worker, picklable; its environment, of N/workers copies
-            on the CPU, is seeded as in `make_collector`.
-        policy: maps a TensorDict with an observation to one with an action; the workers' copy is on the CPU.
+        make_env_fn: called without arguments in each worker, picklable. Its environment, of N/workers copies
+            on the CPU, is seeded as in ``make_collector``.
+        policy: maps a TensorDict with an observation to one with an action. The workers' copy is on the CPU.
         frames_per_batch: environment steps in a batch over all workers.
-        num_workers: processes, at least 1.
-        seed: of the workers' environments and actions.
+        num_workers: number of processes, at least 1.
+        seed: seed of the workers' environments and actions.
         kwargs: handed to TorchRL's ``MultiSyncCollector``.
 
     Raises:
-        ValueError: a number outside its range, or an environment seeded alike in every worker.
+        ValueError: if a number is out of range, or if every worker would have the same seed.
         ChildProcessError: while iterating, if a worker has died.
 
     Example:
@@ -87,18 +88,18 @@ class OverlappedCollector:
         self._outdated = False
 
     def __iter__(self) -> Iterator[TensorDictBase]:
-        """Batches ``[N, T]``: the copies of all workers, by worker, and their consecutive steps."""
+        """Yield batches ``[N, T]``: the copies of all workers, by worker, and their consecutive steps."""
         while True:
             batch = self._wait(self._pending or self._request())
             self._pending = self._request()
             yield batch.reshape(-1, batch.shape[-1])
 
     def update_policy_weights_(self) -> None:
-        """Have the policy's weights used from the next request on: when the next batch is asked for."""
+        """Use the policy's new weights from the next request on, when the loop asks for its next batch."""
         self._outdated = True
 
     def shutdown(self) -> None:
-        """Wait for the batch under way, which is lost, and end the workers."""
+        """Wait for the requested batch, discard it and end the workers."""
         if self._pending is not None:
             with contextlib.suppress(ChildProcessError):
                 self._wait(self._pending)
@@ -112,7 +113,7 @@ class OverlappedCollector:
             weights = TensorDict.from_module(self._policy).data.to("cpu").clone()
             self._outdated = False
         future: Future[TensorDictBase] = Future()
-        # All that waits for a worker: where one dies with a lock or half a message, that is for ever.
+        # Only this thread waits for workers. If one dies with a lock or half a message, the wait never ends.
         threading.Thread(target=self._fetch, args=(weights, future), daemon=True).start()
         return future
 
@@ -121,7 +122,7 @@ class OverlappedCollector:
             if weights is not None:
                 self._collector.update_policy_weights_(weights)
             future.set_result(next(self._batches))
-        except BaseException as error:  # raised where the batch is waited for
+        except BaseException as error:  # ``_wait`` raises it
             future.set_exception(error)
 
     def _wait(self, pending: Future[TensorDictBase]) -> TensorDictBase:
@@ -142,5 +143,5 @@ class OverlappedCollector:
 def _alive(process: BaseProcess) -> bool:
     try:
         return process.is_alive()
-    except ValueError:  # TorchRL closes the others when it finds one dead
+    except ValueError:  # TorchRL closes the other workers when it finds one dead
         return False

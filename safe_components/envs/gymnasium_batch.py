@@ -1,4 +1,4 @@
-"""Several Gymnasium environments of one kind, stepped in one process as one TorchRL environment."""
+"""Several copies of a Gymnasium environment, stepped in one process as one TorchRL environment."""
 
 from __future__ import annotations
 
@@ -10,20 +10,18 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
-from torchrl.data import Categorical, Composite, TensorSpec, Unbounded
-from torchrl.envs import EnvBase
 
 from safe_components import keys
-from safe_components.envs.checks import check_counts
+from safe_components.envs.base import ConstrainedEnv, check_counts
 from safe_components.envs.gymnasium_spaces import action_reader, observation_reader
 from safe_components.envs.gymnasium_step import CostReader, probe_costs
 
 
-class GymnasiumBatch(EnvBase):
+class GymnasiumBatch(ConstrainedEnv):
     r"""N copies of a constrained Gymnasium environment as one batch.
 
-    One call steps the copies one after the other and writes one TensorDict, so TorchRL's own cost
-    per step and the policy's forward are paid once for N environment steps:
+    One call steps the copies one after the other and writes one TensorDict. TorchRL's overhead and the
+    policy's forward pass occur once per N environment steps.
 
     | key | shape | dtype |
     |---|---|---|
@@ -33,32 +31,32 @@ class GymnasiumBatch(EnvBase):
     | ``("next", "cost")`` | [N, m] | float32, summed over ``frame_skip`` |
     | ``("next", "terminated" / "truncated" / "done")`` | [N, 1] | bool |
 
-    With N = 1 the leading axis is left out. Every step writes into fresh memory: what was collected
-    is never overwritten by a later step.
+    With N = 1 the leading axis is absent. Every step writes into fresh memory, so a later step never
+    overwrites collected data.
 
-    **Actions** outside the bounds of the action space are *executed* clipped to them, since a Gaussian
-    policy samples outside; the stored action stays as sampled. A discrete action is the argmax.
+    **Actions** outside the bounds of the action space are *executed* clipped to them, because a Gaussian
+    policy samples outside. The stored action stays as sampled. A discrete action is the argmax.
 
-    **Seeds.** With N = 1 the environment is seeded by ``seed`` itself, as in ``env.reset(seed=seed)``;
-    with N > 1, copy i by ``numpy.random.SeedSequence(seed).generate_state(N)[i]``, because
-    environments whose episodes count their seed upwards would meet each other's episodes under
-    ``seed + i``. The seed is applied at the next reset; later episodes continue the random stream.
-    Without a seed, fresh entropy of the operating system is drawn, in every process.
+    **Seeds.** With N = 1 the environment is seeded with ``seed`` itself, as in ``env.reset(seed=seed)``. With
+    N > 1, copy i is seeded with ``numpy.random.SeedSequence(seed).generate_state(N)[i]``. Seeds ``seed + i``
+    would repeat episodes between the copies of environments that increment their seed per episode. The seed
+    is applied at the next reset; later episodes continue the random stream. Without a seed, every process
+    draws fresh entropy from the operating system.
 
     Args:
         make: called without arguments, returns one ``gymnasium.Env`` whose ``step`` returns 5 values, or
-            6 with the cost in third place.
+            6 with the cost as the third one.
         num_envs: N ≥ 1.
-        device: where the tensors are put; the environments themselves run on the CPU.
+        device: where the tensors are put. The environments themselves run on the CPU.
         seed: see above.
-        frame_skip: raw steps per step, ≥ 1; stops early where an episode ends.
-        cost_keys: the entries of ``info`` that make up the m costs, in this order. ``("cost",)`` means the
-            step's own cost where ``step`` returns 6 values.
+        frame_skip: raw steps per step, ≥ 1, fewer at the end of an episode.
+        cost_keys: the entries of ``info`` that make up the m costs, in this order. If ``step`` returns 6
+            values, ``("cost",)`` means the step's own cost.
 
     Raises:
-        ValueError: no cost in a step (one step is tried at construction), or a space that is not supported.
-        FloatingPointError: an action, observation, reward or cost that is not finite; names the key, the copy
-            and its step.
+        ValueError: if a step has no cost (one step is tried at construction), or if a space is not supported.
+        FloatingPointError: if an action, observation, reward or cost is not finite. The message names the
+            key, the copy and its step.
 
     Example:
         >>> import gymnasium
@@ -78,12 +76,9 @@ class GymnasiumBatch(EnvBase):
         torch.Size([3, 5, 1])
     """
 
-    # Without this, TorchRL would append a FrameSkipTransform and skip twice.
-    _has_frame_skip = True
-
     def __init__(
         self,
-        make: Callable[[], gymnasium.Env],
+        make: Callable[[], gymnasium.Env[Any, Any]],
         *,
         num_envs: int = 1,
         device: torch.device | str = "cpu",
@@ -105,10 +100,10 @@ class GymnasiumBatch(EnvBase):
         except BaseException:
             self.close()
             raise
-        # The loop over the copies is the hot path: without frame skip it calls nothing but their steps.
+        # The loop over the copies is the hot path. Without frame skip it only calls their steps.
         self._advance = _step_once if frame_skip == 1 else self._skip
         self._costs = self._cost if frame_skip == 1 else CostReader((), self._cost.size)
-        self._set_specs(action_spec)
+        self._set_specs(self._size, action_spec, self._cost.size)
         self._rows = num_envs
         self._observation = np.zeros((num_envs, self._size), np.float32)
         self._ended = np.zeros((num_envs, 3), bool)  # terminated, truncated, done
@@ -117,34 +112,14 @@ class GymnasiumBatch(EnvBase):
         self._seeds: list[int | None] = [None] * num_envs
         self.set_seed(seed)
 
-    def _set_specs(self, action_spec: TensorSpec) -> None:
-        batch, device = self.batch_size, self.device
-        self.observation_spec = Composite(
-            {keys.OBSERVATION: Unbounded((*batch, self._size), dtype=torch.float32, device=device)},
-            shape=batch,
-        )
-        self.action_spec = action_spec
-        self.reward_spec = Composite(
-            reward=Unbounded((*batch, 1), dtype=torch.float32, device=device),
-            cost=Unbounded((*batch, self._cost.size), dtype=torch.float32, device=device),
-            shape=batch,
-        )
-        flag = Categorical(2, shape=(*batch, 1), dtype=torch.bool, device=device)
-        self.done_spec = Composite(done=flag.clone(), terminated=flag.clone(), truncated=flag, shape=batch)
-
     @property
-    def reward_key(self) -> str:
-        """``"reward"``: the cost stands beside it in ``full_reward_spec``."""
-        return "reward"
-
-    @property
-    def envs(self) -> tuple[gymnasium.Env, ...]:
+    def envs(self) -> tuple[gymnasium.Env[Any, Any], ...]:
         """The N environments."""
         return tuple(self._envs)
 
     @property
     def max_episode_steps(self) -> int | None:
-        """Raw steps after which an episode is truncated; None if nothing limits it."""
+        """Raw steps after which an episode is truncated; None without a limit."""
         env: Any = self._envs[0]
         while env is not None:
             limit = getattr(env, "_max_episode_steps", None)  # gymnasium's and Safety-Gymnasium's TimeLimit
@@ -162,7 +137,7 @@ class GymnasiumBatch(EnvBase):
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         rows, size = self._rows, self._size
         actions = self._read_action(tensordict.get(keys.ACTION).detach().cpu().numpy().reshape(rows, -1))
-        # Fresh memory at every step: the tensors handed out are views of it.
+        # Every step needs fresh memory, because the returned tensors are views of it.
         packed = np.zeros((rows, size + 1 + self._cost.size), np.float32)
         ended = np.zeros((rows, 3), bool)
         mask = tensordict.get("_step", None)  # set by rollouts in which some copies have ended
@@ -175,7 +150,7 @@ class GymnasiumBatch(EnvBase):
             packed[:, :size], ended[:] = self._observation, self._ended
         if results:
             read = self._read_observation
-            with np.errstate(over="ignore"):  # what float32 cannot hold is reported as not finite
+            with np.errstate(over="ignore"):  # numbers beyond float32 are reported as not finite
                 packed[where, :size] = [read(r[0]) for r in results] if read else [r[0] for r in results]
                 packed[where, size] = [r[1] for r in results]
                 packed[where, size + 1 :] = self._costs(results)
@@ -183,12 +158,12 @@ class GymnasiumBatch(EnvBase):
             ended[:, 2] = ended[:, 0] | ended[:, 1]
             self._steps[where] += 1
         self._check_finite(packed)
-        # A caller may change what it is given, so what a partial reset will repeat is a copy.
+        # Callers may change the returned tensors, so partial resets repeat a copy.
         self._observation, self._ended = packed[:, :size].copy(), ended.copy()
         return self._tensordict(packed, ended, step=True)
 
-    def _skip(self, env: gymnasium.Env, action: Any) -> tuple[Any, ...]:
-        """``frame_skip`` raw steps as one result of six values, reward and costs summed."""
+    def _skip(self, env: gymnasium.Env[Any, Any], action: Any) -> tuple[Any, ...]:
+        """Take ``frame_skip`` raw steps; return six values, with reward and costs summed."""
         reward, cost = 0.0, np.zeros(self._cost.size)
         for _ in range(self.frame_skip):
             result = env.step(action)
@@ -220,20 +195,17 @@ class GymnasiumBatch(EnvBase):
 
     def _tensordict(self, packed: np.ndarray, ended: np.ndarray, *, step: bool) -> TensorDict:
         values, flags = torch.from_numpy(packed), torch.from_numpy(ended)
-        if self.device.type != "cpu":  # two transfers, whatever the number of keys
+        if self.device.type != "cpu":  # two transfers for all keys together
             values, flags = values.to(self.device), flags.to(self.device)
         if not self.batch_size:
             values, flags = values[0], flags[0]
-        source = dict(zip(("terminated", "truncated", "done"), flags.split(1, -1), strict=True))
+        source = dict(zip(("terminated", "truncated", "done"), torch.split(flags, 1, -1), strict=True))
         if step:
-            parts = values.split((self._size, 1, self._cost.size), -1)
+            parts = torch.split(values, [self._size, 1, self._cost.size], -1)
             source |= zip((keys.OBSERVATION, "reward", "cost"), parts, strict=True)
         else:
             source[keys.OBSERVATION] = values
         return TensorDict(source, batch_size=self.batch_size, device=self.device)
-
-    def _step_proc_data(self, next_tensordict_out: TensorDictBase) -> TensorDictBase:
-        return next_tensordict_out  # complete as written: spares TorchRL's completion at each step
 
     def _check_finite(self, packed: np.ndarray) -> None:
         if np.isfinite(packed).all():
@@ -247,7 +219,7 @@ class GymnasiumBatch(EnvBase):
         )
 
     def render(self) -> Any:
-        """The first copy's ``render()``; needs a ``render_mode`` at construction."""
+        """Call the first copy's ``render()``; the environment needs a ``render_mode`` at construction."""
         return self._envs[0].render()
 
     def close(self, *, raise_if_closed: bool = True) -> None:
@@ -257,7 +229,7 @@ class GymnasiumBatch(EnvBase):
         super().close(raise_if_closed=raise_if_closed)
 
 
-def _step_once(env: gymnasium.Env, action: Any) -> tuple[Any, ...]:
+def _step_once(env: gymnasium.Env[Any, Any], action: Any) -> tuple[Any, ...]:
     return env.step(action)
 
 

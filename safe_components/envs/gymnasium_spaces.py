@@ -1,4 +1,4 @@
-"""Gymnasium's spaces as TorchRL specs: observations as one vector, actions as vectors of numbers."""
+"""Gymnasium's spaces as TorchRL specs, with observations and actions as vectors of numbers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from gymnasium import spaces
 from torchrl.data import Bounded, OneHot, TensorSpec, Unbounded
 
 
-def observation_reader(space: spaces.Space) -> Callable[[Any], Any] | None:
-    """What turns an observation into one vector of fixed length; None where it is one."""
+def observation_reader(space: spaces.Space[Any]) -> Callable[[Any], Any] | None:
+    """Return a function that flattens an observation into one vector, or None if it already is a vector.
+
+    Raises:
+        ValueError: if the vector has no fixed length.
+    """
     if isinstance(space, spaces.Box):
         return None if len(space.shape) == 1 else np.ravel
     if not space.is_np_flattenable:
@@ -24,9 +28,13 @@ def observation_reader(space: spaces.Space) -> Callable[[Any], Any] | None:
 
 
 def action_reader(
-    space: spaces.Space, batch: torch.Size, device: torch.device
+    space: spaces.Space[Any], batch: torch.Size, device: torch.device
 ) -> tuple[TensorSpec, Callable[[np.ndarray], Any]]:
-    """The TorchRL spec of an action space, and what turns [N, a] float32 into N actions to execute."""
+    """Return the TorchRL spec of an action space, and a function from [N, a] float32 to N actions to execute.
+
+    Raises:
+        ValueError: if the space is neither a Box nor a Discrete space.
+    """
     if isinstance(space, spaces.Discrete):
         n, start = int(space.n), int(space.start)
         spec = OneHot(n, shape=(*batch, n), dtype=torch.float32, device=device)

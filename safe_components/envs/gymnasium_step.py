@@ -1,4 +1,4 @@
-"""Where one Gymnasium step keeps its cost."""
+"""Find and read the costs in what a Gymnasium step returns."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class CostReader:
-    """Reads the m costs of the tuples that n calls of ``env.step`` returned.
+    """Read the m costs from the tuples that n calls of ``env.step`` returned.
 
-    A 6-tuple ``(observation, reward, cost, terminated, truncated, info)`` holds the cost itself, a 5-tuple
-    in ``info``. Each key holds a Python or NumPy number, or a vector; they are joined in order.
+    A 6-tuple ``(observation, reward, cost, terminated, truncated, info)`` has the cost as its third value. A
+    5-tuple has it in ``info``. Each key holds a Python or NumPy number, or a vector. The values are joined in
+    the order of the keys.
 
     Args:
         names: entries of ``info``; empty for the third value of a 6-tuple.
@@ -31,7 +32,7 @@ class CostReader:
     size: int
 
     def __call__(self, results: Sequence[Sequence[Any]]) -> np.ndarray:
-        """Costs [n, m]."""
+        """Return the costs [n, m]."""
         if not self.names:
             values = [result[2] for result in results]
         else:
@@ -49,11 +50,11 @@ class CostReader:
         return np.array(values, float).reshape(len(results), self.size)
 
 
-def probe_costs(env: gymnasium.Env, names: tuple[str, ...]) -> CostReader:
-    """Try one step, find the costs, return their reader.
+def probe_costs(env: gymnasium.Env[Any, Any], names: tuple[str, ...]) -> CostReader:
+    """Take one step, find the costs in it and return their reader.
 
     Raises:
-        ValueError: ``names`` is empty, or a name is not in the step's ``info``.
+        ValueError: if ``names`` is empty, or if a name is not in the step's ``info``.
     """
     if not names:
         raise ValueError("cost_keys is empty: name at least one entry of info, for example ('cost',)")

@@ -1,4 +1,4 @@
-"""One entry for every constrained environment: ``make_env``."""
+"""``make_env`` makes every constrained environment by its id."""
 
 from __future__ import annotations
 
@@ -6,23 +6,18 @@ import contextlib
 import difflib
 import functools
 import importlib
-import importlib.util
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
-import numpy as np
 import torch
 from torchrl.envs import EnvBase, ParallelEnv
 
-from safe_components.envs.checks import check_counts
+from safe_components.envs.base import check_counts
+from safe_components.envs.bullet import BULLET_ID, make_bullet
 from safe_components.envs.gymnasium_batch import GymnasiumBatch
-from safe_components.envs.own_random_state import OwnRandomState
 from safe_components.envs.point_circle import PointCircle
 from safe_components.envs.safety_gymnasium import make_safety_gymnasium, safety_gymnasium_ids
-
-_BULLET = re.compile(r"Safety(Ant|Ball|Car|Drone)(Circle|Gather|Reach|Run)-v0")
 
 
 def make_env(
@@ -38,45 +33,45 @@ def make_env(
     render_mode: str | None = None,
     **kwargs: Any,
 ) -> EnvBase:
-    """A constrained environment: every step writes a reward [..., 1] and m costs [..., m], float32.
+    """Make a constrained environment, whose steps write a reward [..., 1] and m costs [..., m], float32.
 
     | ``env_id`` | cost |
     |---|---|
-    | of Safety-Gymnasium, ``"SafetyPointGoal1-v0"`` | the step's own; its parts with ``cost_keys`` |
-    | of Gymnasium, ``"Id-v0"`` or ``"module:Id-v0"`` | ``info["cost"]``: a number or a vector |
-    | of bullet-safety-gym, ``"SafetyBallRun-v0"`` | ``info["cost"]``; an optional extra |
-    | ``"PointCircle"`` | leaving the band between two walls; see :class:`PointCircle` |
+    | of Safety-Gymnasium, ``"SafetyPointGoal1-v0"`` | the step's own, or its parts with ``cost_keys`` |
+    | of Gymnasium, ``"Id-v0"`` or ``"module:Id-v0"`` | ``info["cost"]``, a number or a vector |
+    | of bullet-safety-gym, ``"SafetyBallRun-v0"`` | ``info["cost"]``; the package is an optional extra |
+    | ``"PointCircle"`` | leaving the band between two walls; see ``PointCircle`` |
 
-    Observation spaces are flattened into one float32 vector, discrete actions are one-hot. Actions
-    outside the bounds are executed clipped to them; the stored action stays as sampled. Reward and cost
+    Observation spaces are flattened into one float32 vector, and discrete actions are one-hot. Actions
+    outside the bounds are *executed* clipped to them, but the stored action stays as sampled. Reward and cost
     are both in ``full_reward_spec``, so TorchRL sums them over an episode with
     ``RewardSum(in_keys=["reward", "cost"], out_keys=["episode_reward", "episode_cost"])``.
 
     Args:
         env_id: see above.
-        num_envs: copies in all. The batch size is [] for one, [num_envs] for several in one process.
-            TorchRL's own cost of a step, about 0.5 ms, is shared by the copies: 16 are enough for tasks
-            of 2,000 raw steps/s, 64 for tasks of 20,000, to keep about four fifths of the raw speed.
-        device: where the tensors are put; simulators other than PointCircle run on the CPU.
-        seed: one seed, the same episodes: after construction, and after ``env.set_seed(seed)`` at the next
-            reset. One copy is seeded by the seed itself, several by seeds derived from it
-            (:class:`GymnasiumBatch`), workers by ``ParallelEnv.set_seed``.
-        num_workers: processes; a divisor of ``num_envs``. With more than one, the batch size is
-            [num_workers, num_envs / num_workers], or [num_workers] if each holds one copy. Collecting with
-            several workers is faster through ``make_collector(num_workers=...)``, which does not wait for
+        num_envs: total number of copies. The batch size is [] for one copy and [num_envs] for several in one
+            process. The copies share TorchRL's overhead of about 0.5 ms per step. To keep about four
+            fifths of the raw speed, use 16 copies of tasks that run 2,000 raw steps/s, 64 at 20,000.
+        device: where the tensors are put. Only PointCircle simulates there; other simulators run on the CPU.
+        seed: the same seed gives the same episodes, both at construction and with ``env.set_seed(seed)``
+            at the next reset. One copy is seeded with the seed itself, several with seeds derived from it
+            (see ``GymnasiumBatch``), workers by ``ParallelEnv.set_seed``.
+        num_workers: number of processes, a divisor of ``num_envs``. With more than one, the batch size is
+            [num_workers, num_envs / num_workers], or [num_workers] if each holds one copy. To collect with
+            several workers, ``make_collector(num_workers=...)`` is faster, because it does not wait for
             every process at every step.
-        frame_skip: raw steps per step, ending early with the episode; reward and cost are summed.
+        frame_skip: raw steps per step, fewer at the end of an episode. Reward and cost are summed.
         max_episode_steps: raw steps after which an episode is truncated; None keeps the environment's own.
         cost_keys: entries of a step's ``info`` that make up the m costs, in this order, for example
-            ``("cost_hazards", "cost_vases")``; for PointCircle, some of ``("walls", "speed")``.
-        render_mode: handed to the environment; then ``env.render()``.
+            ``("cost_hazards", "cost_vases")``. For PointCircle, some of ``("walls", "speed")``.
+        render_mode: handed to the environment. ``"rgb_array"`` makes ``env.render()`` return an image.
         kwargs: handed to the environment.
 
     Raises:
-        ValueError: a number outside its range, an unknown id (the nearest names are suggested), a space that
-            is not supported, an environment without cost (one step is tried).
-        ImportError: the package of the id is not installed.
-        FloatingPointError: while stepping, for an action, observation, reward or cost that is not finite.
+        ValueError: if a number is out of range, if the id is unknown (the message suggests similar names), if
+            a space is not supported, or if the environment has no cost (one step is tried).
+        ImportError: if the id's package is not installed.
+        FloatingPointError: while stepping, if an action, observation, reward or cost is not finite.
 
     Example:
         >>> env = make_env("PointCircle", num_envs=2, seed=0)
@@ -105,43 +100,23 @@ def make_env(
         if seed is not None:
             env.set_seed(seed)
         return env
-    if env_id == "PointCircle":
-        return _point_circle(
-            num_envs, device, seed, frame_skip, max_episode_steps, cost_keys, render_mode, kwargs
-        )
-    make = _constructor(env_id, max_episode_steps, render_mode, kwargs)
-    return GymnasiumBatch(
-        make, num_envs=num_envs, device=device, seed=seed, frame_skip=frame_skip, cost_keys=cost_keys
-    )
-
-
-def _point_circle(
-    num_envs: int,
-    device: torch.device | str,
-    seed: int | None,
-    frame_skip: int,
-    max_episode_steps: int | None,
-    cost_keys: Sequence[str],
-    render_mode: str | None,
-    kwargs: dict[str, Any],
-) -> PointCircle:
+    shared: dict[str, Any] = {"num_envs": num_envs, "device": device, "seed": seed, "frame_skip": frame_skip}
     if render_mode is not None:
-        raise ValueError(f"PointCircle draws nothing: render_mode must be None, got {render_mode!r}")
-    if tuple(cost_keys) != ("cost",):
-        kwargs["costs"] = tuple(cost_keys)
-    if max_episode_steps is not None:
-        kwargs["episode_length"] = max_episode_steps
-    return PointCircle(num_envs, device=device, seed=seed, frame_skip=frame_skip, **kwargs)
+        kwargs["render_mode"] = render_mode
+    if env_id == "PointCircle":
+        if tuple(cost_keys) != ("cost",):
+            kwargs["costs"] = tuple(cost_keys)
+        if max_episode_steps is not None:
+            kwargs["episode_length"] = max_episode_steps
+        return PointCircle(**shared, **kwargs)
+    make = _constructor(env_id, max_episode_steps=max_episode_steps, **kwargs)
+    return GymnasiumBatch(make, cost_keys=cost_keys, **shared)
 
 
-def _constructor(
-    env_id: str, max_episode_steps: int | None, render_mode: str | None, kwargs: dict[str, Any]
-) -> Callable[[], gymnasium.Env]:
-    options = dict(kwargs) if render_mode is None else {**kwargs, "render_mode": render_mode}
-    options["max_episode_steps"] = max_episode_steps
-    if _BULLET.fullmatch(env_id):
-        return functools.partial(_make_bullet, env_id, **options)
-    # Safety-Gymnasium is asked first: it registers its ids with Gymnasium, too, which cannot make them.
+def _constructor(env_id: str, **options: Any) -> Callable[[], gymnasium.Env[Any, Any]]:
+    if BULLET_ID.fullmatch(env_id):
+        return functools.partial(make_bullet, env_id, **options)
+    # Safety-Gymnasium comes first, because it also registers its ids with Gymnasium, which cannot make them.
     if env_id.startswith("Safety") and env_id in safety_gymnasium_ids():
         return functools.partial(make_safety_gymnasium, env_id, **options)
     module, _, name = env_id.rpartition(":")
@@ -154,24 +129,9 @@ def _constructor(
     return functools.partial(gymnasium.make, env_id, disable_env_checker=True, **options)
 
 
-def _make_bullet(env_id: str, **options: Any) -> gymnasium.Env:
-    if importlib.util.find_spec("bullet_safety_gym") is None:
-        raise ImportError(
-            f"{env_id} needs bullet-safety-gym, which has wheels for Python < 3.12: "
-            "pip install pybullet && pip install --no-deps bullet-safety-gym==1.4.0"
-        )
-    importlib.import_module("bullet_safety_gym")  # registers the ids
-
-    def make() -> gymnasium.Env:
-        with np.errstate(over="ignore"):  # its spaces mix float32 and float64 bounds
-            return gymnasium.make(env_id, disable_env_checker=True, **options)
-
-    return OwnRandomState(make, in_step="Gather" in env_id or "Reach" in env_id)
-
-
 def _nearest(env_id: str) -> str:
     known = ["PointCircle", *gymnasium.registry]
-    with contextlib.suppress(ImportError):  # without Safety-Gymnasium its names are not worth suggesting
+    with contextlib.suppress(ImportError):  # without Safety-Gymnasium its names are not suggested
         known += safety_gymnasium_ids()
     by_lower_case = {name.lower(): name for name in known}
     near = difflib.get_close_matches(env_id.lower(), by_lower_case, 3, 0.5)

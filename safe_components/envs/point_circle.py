@@ -1,23 +1,26 @@
-"""PointCircle: a batched, pure-torch Circle task with walls."""
+"""PointCircle, a batched Circle task with walls in pure torch."""
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torchrl.data import Bounded, Categorical, Composite, Unbounded
-from torchrl.envs import EnvBase
+from torchrl.data import Bounded
 
 from safe_components import keys
-from safe_components.envs.checks import check_counts
+from safe_components.envs._draw_point_circle import draw_point_circle
+from safe_components.envs.base import ConstrainedEnv, check_counts
 
 COSTS = ("walls", "speed")
+_TRAIL = 60  # positions drawn
 
 
-class PointCircle(EnvBase):
+class PointCircle(ConstrainedEnv):
     r"""Run around a circle as fast as possible, without leaving the band between two walls.
 
     A point mass with position p = (x, y) [m] and velocity v [m/s] accelerates by an action a ∈ [−1, 1]²
@@ -27,37 +30,38 @@ class PointCircle(EnvBase):
         v' = u + (v − u) ρ,       p' = p + u dt + (v − u) (1 − ρ) / drag
 
     so t steps of one action end in v_t = u + (v₀ − u) ρᵗ, p_t = p₀ + u t dt + (v₀ − u)(1 − ρᵗ) / drag.
-    Reward and costs of a step are those of the state reached:
+    The state reached determines the reward and costs of a step:
 
         reward = (x·v_y − y·v_x) / |p| / (1 + | |p| − radius |)     [m/s, counter-clockwise]
         cost "walls" = 1 where |x| > x_lim, else 0;      cost "speed" = 1 where |v| > speed_limit, else 0
 
-    An episode starts at rest, uniformly in the square |x|, |y| ≤ x_lim / 2, and is truncated after
-    ``episode_length`` steps; it never terminates. The observation is (x, y, v_x, v_y). Actions outside
-    the bounds are executed clipped to them, the stored action stays as sampled.
+    An episode starts at rest, uniformly in the square |x|, |y| ≤ x_lim / 2. It is truncated after
+    ``episode_length`` steps and never terminates. The observation is (x, y, v_x, v_y). Actions outside
+    the bounds are executed clipped to them, but the stored action stays as sampled.
 
-    With the defaults, whole courses optimised through the motion (``benchmarks/circle_bound.py``) return
-    252 at 91 steps outside the walls if cost is ignored, 214 at a mean of 25 steps, and 197 at none. They
-    can be run, knowing the start; nothing says that there are none better.
+    With the defaults, whole courses optimized through the motion (``benchmarks/circle_bound.py``) return
+    252 at 91 steps outside the walls if cost is ignored, 214 at a mean of 25 steps, and 197 without such
+    steps. A controller that knows the start can run them; better courses may exist.
 
     Args:
-        num_envs: copies N; the batch size is [N], or [] for one copy.
-        device: any torch device; a step needs no synchronisation with the host.
-        seed: of the starting positions; None draws one.
+        num_envs: number of copies N. The batch size is [N], or [] for one copy.
+        device: any torch device. A step does not synchronize with the host.
+        seed: seed of the starting positions; None draws one.
         costs: which of ``"walls"``, ``"speed"`` make up the m costs, in this order.
-        frame_skip: motions per step; reward and cost are summed.
+        frame_skip: motions per step. Reward and cost are summed.
         episode_length: motions per episode, a multiple of ``frame_skip``.
-        radius: of the circle [m].
-        x_lim: distance of the walls from the centre [m].
-        speed_limit: [m/s].
+        radius: radius of the circle [m].
+        x_lim: distance of the walls from the center [m].
+        speed_limit: speed beyond which the cost ``"speed"`` is paid [m/s].
         acceleration: largest acceleration along each axis [m/s²].
         drag: damping rate [1/s].
         dt: seconds per motion.
-        dtype: of observation and action; reward and cost are always float32.
+        dtype: dtype of observation and action. Reward and cost are always float32.
+        render_mode: ``"rgb_array"`` enables ``render``. Each step then copies one position to the host.
 
     Raises:
-        ValueError: a number outside its range, or an unknown cost.
-        FloatingPointError: an action that is not finite.
+        ValueError: if a number is out of range, or if a cost or the render mode is unknown.
+        FloatingPointError: if an action is not finite.
 
     Example:
         >>> env = PointCircle(num_envs=4, seed=0)
@@ -66,8 +70,6 @@ class PointCircle(EnvBase):
         (torch.Size([4, 200, 1]), True)
     """
 
-    # Without this, TorchRL would append a FrameSkipTransform and skip twice.
-    _has_frame_skip = True
     _drift: torch.Tensor
     _push: torch.Tensor
     _state: torch.Tensor
@@ -90,6 +92,7 @@ class PointCircle(EnvBase):
         drag: float = 1.0,
         dt: float = 0.05,
         dtype: torch.dtype = torch.float32,
+        render_mode: str | None = None,
     ) -> None:
         check_counts(num_envs=num_envs, frame_skip=frame_skip, episode_length=episode_length)
         if episode_length % frame_skip:
@@ -101,6 +104,8 @@ class PointCircle(EnvBase):
         unknown = [cost for cost in costs if cost not in COSTS]
         if unknown or not costs:
             raise ValueError(f"costs must be some of {COSTS}, got {tuple(costs)!r}")
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
         super().__init__(device=torch.device(device), batch_size=[num_envs] if num_envs > 1 else [])
         self.num_envs, self.frame_skip, self.episode_length = num_envs, frame_skip, episode_length
         self.costs, self.radius, self.x_lim, self.speed_limit = tuple(costs), radius, x_lim, speed_limit
@@ -123,24 +128,10 @@ class PointCircle(EnvBase):
             self.register_buffer(name, buffer, persistent=False)
         self._calls = 0
         self._generator = torch.Generator(device=self.device)
-        batch = self.batch_size
-        unbounded = Unbounded((*batch, 4), **options)
-        self.observation_spec = Composite({keys.OBSERVATION: unbounded}, shape=batch)
-        self.action_spec = Bounded(-1.0, 1.0, (*batch, 2), **options)
-        number: dict[str, Any] = {"device": self.device, "dtype": torch.float32}
-        self.reward_spec = Composite(
-            reward=Unbounded((*batch, 1), **number),
-            cost=Unbounded((*batch, len(costs)), **number),
-            shape=batch,
-        )
-        flag = Categorical(2, shape=(*batch, 1), dtype=torch.bool, device=self.device)
-        self.done_spec = Composite(done=flag.clone(), terminated=flag.clone(), truncated=flag, shape=batch)
+        self.render_mode, self._trail = render_mode, deque[tuple[float, float]](maxlen=_TRAIL)
+        action_spec = Bounded(-1.0, 1.0, (*self.batch_size, 2), **options)
+        self._set_specs(4, action_spec, len(costs), dtype)
         self.set_seed(seed)
-
-    @property
-    def reward_key(self) -> str:
-        """``"reward"``: the cost stands beside it in ``full_reward_spec``."""
-        return "reward"
 
     @property
     def max_episode_steps(self) -> int:
@@ -148,7 +139,7 @@ class PointCircle(EnvBase):
         return self.episode_length
 
     def to(self, device: torch.device | str) -> PointCircle:
-        """Move states and dynamics; the random stream starts anew from its seed."""
+        """Move the states and the dynamics. The random stream starts again from its seed."""
         seed = self._generator.initial_seed()
         super().to(device)
         self._generator = torch.Generator(device=self.device).manual_seed(seed)
@@ -172,18 +163,21 @@ class PointCircle(EnvBase):
             mask = mask.reshape(-1, 1)
             self._state = torch.where(mask, start, self._state)
             self._left = torch.where(mask, self.episode_length, self._left)
+        if self.render_mode and (mask is None or bool(mask[0])):
+            self._trail.clear()
+            self._trail.append(tuple(self._state[0, :2].tolist()))
         return self._tensordict({})
 
     def maybe_reset(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Reset the copies that are done; on an accelerator by mask, without asking whether any is."""
+        """Reset the copies that are done, on an accelerator without asking the device whether any is."""
         if self.device.type == "cpu":
             return super().maybe_reset(tensordict)
         return tensordict.update(self._reset(TensorDict({"_reset": tensordict["done"]}, self.batch_size)))
 
     def _reward_and_costs(self, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x, y, vx, vy = state.split(1, -1)
+        x, y, vx, vy = torch.split(state, 1, -1)
         distance = torch.hypot(x, y)
-        # At the centre the numerator is 0 as well; the smallest number keeps 0 / 0 at 0.
+        # At the center the numerator is 0 as well. The smallest positive number turns 0 / 0 into 0.
         floor = torch.finfo(state.dtype).tiny
         reward = (x * vy - y * vx) / ((distance - self.radius).abs_().add_(1).mul_(distance)).clamp_min_(
             floor
@@ -212,12 +206,14 @@ class PointCircle(EnvBase):
             reward, cost = reward * mask, cost * mask
         self._state, self._left = state, left
         self._check_finite()
+        if self.render_mode:
+            self._trail.append(tuple(self._state[0, :2].tolist()))
         return self._tensordict({"reward": reward, "cost": cost})
 
     def _check_finite(self) -> None:
-        # The motion is bounded, so only an action can bring in a number that is not finite. Reading the
-        # answer makes the host wait: on an accelerator only once per episode length. One sum over bounded
-        # numbers is finite exactly if all of them are.
+        # The motion is bounded, so only an action can make a number that is not finite. Reading the
+        # answer makes the host wait, so on an accelerator it is read once per episode length. A sum over
+        # bounded numbers is finite exactly if all of them are.
         self._finite = self._finite & torch.isfinite(self._state.sum())
         self._calls += 1
         every = 1 if self.device.type == "cpu" else self.episode_length
@@ -232,7 +228,7 @@ class PointCircle(EnvBase):
     def _tensordict(self, source: dict[str, torch.Tensor]) -> TensorDict:
         truncated = self._left <= 0
         source |= {
-            keys.OBSERVATION: self._state.clone(),  # a caller may change what it is given
+            keys.OBSERVATION: self._state.clone(),  # callers may change the returned tensor
             "truncated": truncated,
             "done": truncated.clone(),
             "terminated": torch.zeros_like(truncated),
@@ -241,5 +237,15 @@ class PointCircle(EnvBase):
             source = {key: value[0] for key, value in source.items()}
         return TensorDict(source, batch_size=self.batch_size, device=self.device)
 
-    def _step_proc_data(self, next_tensordict_out: TensorDictBase) -> TensorDictBase:
-        return next_tensordict_out  # complete as written: spares TorchRL's completion at each step
+    def render(self) -> np.ndarray:
+        """Draw copy 0 from above, with its trail since its last reset (at most 60 steps).
+
+        Returns:
+            The image [320, 320, 3], uint8.
+
+        Raises:
+            RuntimeError: if the environment was made without ``render_mode="rgb_array"`` or not reset yet.
+        """
+        if not self._trail:
+            raise RuntimeError("render() needs render_mode='rgb_array' at construction, and a reset")
+        return draw_point_circle(self._trail, self.radius, self.x_lim)

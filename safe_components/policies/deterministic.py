@@ -1,4 +1,4 @@
-"""Deterministic policies whose actions lie inside the bounds, as TD3 and DDPG use them."""
+"""Deterministic policies whose actions lie inside the bounds, for TD3 and DDPG."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
 from safe_components import keys
-from safe_components.policies.gaussian import _check_bounds
-from safe_components.policies.tanh_gaussian import mlp
+from safe_components.ops import action_bounds
+from safe_components.policies.mlp import mlp
 
 
 class TanhBounds(nn.Module):
-    """``a = c + h tanh(u)`` with centre ``c`` and half-range ``h`` of each action; ``u [..., a]`` any number.
+    """Squash any number into the action bounds: ``a = c + h tanh(u)``.
+
+    ``c`` is the center of each action's range, ``h`` is half of the range, and ``u [..., a]`` is unbounded.
 
     Args:
         action_low: ``[a]``, finite lower bounds.
         action_high: ``[a]``, finite upper bounds.
 
     Raises:
-        ValueError: if a bound is infinite or mismatched.
+        ValueError: if the bounds are infinite or do not match.
 
     Example:
         >>> import torch
@@ -34,12 +36,12 @@ class TanhBounds(nn.Module):
 
     def __init__(self, action_low: Sequence[float] | Tensor, action_high: Sequence[float] | Tensor) -> None:
         super().__init__()
-        low, high = _check_bounds(action_low, action_high)
+        low, high = action_bounds(action_low, action_high)
         self.register_buffer("center", (high + low) / 2)
         self.register_buffer("half_range", (high - low) / 2)
 
     def forward(self, raw: Tensor) -> Tensor:
-        """``u [..., a]`` to ``a [..., a]``."""
+        """Map ``u [..., a]`` to ``a [..., a]``."""
         return self.center + self.half_range * raw.tanh()
 
 
@@ -52,10 +54,10 @@ def deterministic_policy(
     activation: type[nn.Module] = nn.ReLU,
     observation_key: NestedKey = keys.OBSERVATION,
 ) -> TensorDictModule:
-    """An actor ``a = c + h tanh(u(s))``, ``c`` and ``h`` the centre and half-range of each action.
+    """Return an actor ``a = c + h tanh(u(s))``, with ``c`` and ``h`` as in ``TanhBounds``.
 
-    It starts near the centre in every state. Exploration is another module's work, for instance
-    TorchRL's ``AdditiveGaussianModule`` behind this one.
+    It starts near the center in every state. It does not explore: put a module such as TorchRL's
+    ``AdditiveGaussianModule`` behind it for that.
 
     Args:
         observation_dim: ``o``.
@@ -69,7 +71,7 @@ def deterministic_policy(
         A module that writes ``action [..., a]``.
 
     Raises:
-        ValueError: if a bound is infinite or mismatched, or a size is below 1.
+        ValueError: if the bounds are infinite or do not match, or a size is below 1.
 
     Source: Lillicrap et al. 2016 (arXiv 1509.02971), section 7.
 

@@ -1,8 +1,9 @@
-"""A multivariate normal distribution given by its Cholesky factor, cheap to sample and to score."""
+"""A multivariate normal distribution given by its Cholesky factor, fast to sample and to score."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,17 +12,17 @@ from torch.distributions import MultivariateNormal
 
 
 class CholeskyNormal(MultivariateNormal):
-    """``x = loc + scale_tril @ noise``, ``noise ~ N(0, I)``.
+    """Distribution of ``x = loc + scale_tril @ noise``, ``noise ~ N(0, I)``.
 
-    The same distribution as `torch.distributions.MultivariateNormal` (same samples from the same seed),
-    made for the inner loop: arguments are not validated, many samples per state are one batched product
-    and log-probabilities one triangular solve. `deterministic_sample`, `mean`, `mode` and `median` are
-    ``loc``, so every TorchRL exploration type works.
+    This is ``torch.distributions.MultivariateNormal`` (same samples from the same seed), optimized for the
+    inner loop. Arguments are not validated, one batched product draws many samples per state, and one
+    triangular solve computes log-probabilities. ``deterministic_sample``, ``mean``, ``mode`` and ``median``
+    are ``loc``, so every TorchRL exploration type works.
 
     Args:
         loc: ``[..., a]``, mean, in the unit of the action.
         scale_tril: ``[..., a, a]``, lower Cholesky factor of the covariance, positive diagonal.
-        validate_args: whether torch checks the arguments (costs a device synchronisation).
+        validate_args: whether torch checks the arguments, which synchronizes with the device.
 
     Example:
         >>> import torch
@@ -39,12 +40,12 @@ class CholeskyNormal(MultivariateNormal):
 
     @property
     def deterministic_sample(self) -> Tensor:
-        """``loc``, ``[..., a]``."""
+        """The mean ``loc [..., a]``."""
         return self.loc
 
     @property
     def median(self) -> Tensor:
-        """``loc``, ``[..., a]``: the point about which the density is symmetric."""
+        """The mean ``loc [..., a]``, about which the density is symmetric."""
         return self.loc
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
@@ -55,22 +56,21 @@ class CholeskyNormal(MultivariateNormal):
         return self.loc + self._along_states(torch.matmul, noise)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density in nats, ``[*sample_shape, ...]``, of ``value [*sample_shape, ..., a]``."""
+        """Return the log-density in nats, ``[*sample_shape, ...]``, of ``value [*sample_shape, ..., a]``."""
         if self._validate_args:
             self._validate_sample(value)
         white = self._along_states(_solve_lower, value - self.loc)
         log_diag = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return -0.5 * (white.square().sum(-1) + self.loc.shape[-1] * math.log(2 * math.pi)) - log_diag
 
-    def _along_states(self, op: Any, vectors: Tensor) -> Tensor:
+    def _along_states(self, op: Callable[[Tensor, Tensor], Tensor], vectors: Tensor) -> Tensor:
         """Apply ``op(scale_tril, .)`` to ``[*sample_shape, ..., a]`` with the samples as matrix columns."""
-        batch_dims = self.loc.ndim - 1
         if vectors.ndim == self.loc.ndim:
             return op(self.scale_tril, vectors.unsqueeze(-1)).squeeze(-1)
-        sample_shape = vectors.shape[: vectors.ndim - 1 - batch_dims]
-        columns = vectors.flatten(0, len(sample_shape) - 1).movedim(0, -1)
-        return op(self.scale_tril, columns).movedim(-1, 0).unflatten(0, sample_shape)
+        columns = vectors.flatten(0, vectors.ndim - self.loc.ndim - 1).movedim(0, -1)
+        return op(self.scale_tril, columns).movedim(-1, 0).reshape(vectors.shape)
 
 
 def _solve_lower(scale_tril: Tensor, columns: Tensor) -> Tensor:
-    return torch.linalg.solve_triangular(scale_tril, columns, upper=False)
+    solved: Tensor = torch.linalg.solve_triangular(scale_tril, columns, upper=False)
+    return solved

@@ -5,9 +5,8 @@ import importlib.util
 
 import pytest
 import torch
-from tensordict.nn import TensorDictModule
+from episodes import check_sums, constant_policy, summed
 from torch import nn
-from torchrl.envs import RewardSum, TransformedEnv
 
 from safe_components.collectors import make_collector
 from safe_components.envs import PointCircle, make_env
@@ -25,22 +24,10 @@ def collect(make, policy=None, **kwargs):
         collector.shutdown()
 
 
-def linear_policy():
-    net = nn.Linear(4, 2)
-    nn.init.zeros_(net.weight)
-    nn.init.constant_(net.bias, 0.5)
-    return TensorDictModule(net, in_keys=["observation"], out_keys=["action"])
-
-
 @pytest.mark.parametrize("make", [CIRCLE, SAFETY])
 def test_no_episode_leaks_into_the_next(make):
-    def env():
-        return TransformedEnv(
-            make(), RewardSum(in_keys=["reward", "cost"], out_keys=["episode_reward", "episode_cost"])
-        )
-
     copies = make().batch_size[0]
-    batches = collect(env, frames_per_batch=copies * 16, total_frames=copies * 48, seed=0)
+    batches = collect(lambda: summed(make()), frames_per_batch=copies * 16, total_frames=copies * 48, seed=0)
     data = torch.cat(batches, 1)
     assert data.shape == (copies, 48)
     done = data["next", "done"].squeeze(-1)
@@ -51,12 +38,7 @@ def test_no_episode_leaks_into_the_next(make):
     continues = (data["next", "observation"][:, :-1] == data["observation"][:, 1:]).all(-1)
     assert (continues == ~done[:, :-1]).all()
     assert not data["done"].any()
-    for key in ("reward", "cost"):
-        total = torch.zeros(copies, 1)
-        for t in range(48):
-            total = total + data["next", key][:, t]
-            torch.testing.assert_close(data["next", f"episode_{key}"][:, t], total)
-            total = total * ~data["next", "done"][:, t]
+    check_sums(data)
     ids = data["collector", "traj_ids"]
     assert ((ids[:, 1:] == ids[:, :-1]) == ~done[:, :-1]).all()
 
@@ -68,7 +50,7 @@ def test_one_seed_one_batch():
 
 
 def test_the_policy_is_shared_in_this_process():
-    policy = linear_policy()
+    policy = constant_policy(0.5)
     collector = make_collector(CIRCLE, policy, frames_per_batch=30, total_frames=60)
     batches = iter(collector)
     assert (next(batches)["action"] == 0.5).all()
@@ -87,7 +69,7 @@ def test_a_policy_may_be_a_function():
 @pytest.mark.parametrize("sync", [True, False])
 def test_workers_collect_different_episodes_and_take_new_weights(sync):
     make = SAFETY if sync else CIRCLE
-    policy = None if sync else linear_policy()
+    policy = None if sync else constant_policy(0.5)
     collector = make_collector(
         make, policy, frames_per_batch=24, total_frames=96, num_workers=2, sync=sync, seed=5
     )

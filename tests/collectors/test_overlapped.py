@@ -7,9 +7,9 @@ import time
 
 import pytest
 import torch
+from episodes import check_sums, constant_policy, summed
 from tensordict.nn import TensorDictModule
 from torch import nn
-from torchrl.envs import RewardSum, TransformedEnv
 
 from safe_components.collectors import OverlappedCollector, make_collector
 from safe_components.envs import make_env
@@ -17,24 +17,15 @@ from safe_components.envs import make_env
 CIRCLE = functools.partial(make_env, "PointCircle", max_episode_steps=10)
 
 
-def summed(num_envs):
-    sums = RewardSum(in_keys=["reward", "cost"], out_keys=["episode_reward", "episode_cost"])
-    return TransformedEnv(CIRCLE(num_envs=num_envs), sums)
-
-
-def constant_policy():
-    """Its action is its bias, whatever the observation."""
-    net = nn.Linear(4, 2)
-    nn.init.zeros_(net.weight)
-    nn.init.zeros_(net.bias)
-    return TensorDictModule(net, in_keys=["observation"], out_keys=["action"])
+def summed_circle(num_envs):
+    return summed(CIRCLE(num_envs=num_envs))
 
 
 def collect(num_workers, copies, batches=4, seed=7, pause=0.0):
-    """Batches of a policy whose action is the number of batches learnt from."""
-    policy = constant_policy()
+    """Batches of a policy whose action is the number of batches learned from."""
+    policy = constant_policy(0.0)
     collector = OverlappedCollector(
-        functools.partial(summed, copies // num_workers),
+        functools.partial(summed_circle, copies // num_workers),
         policy,
         frames_per_batch=copies * 6,
         num_workers=num_workers,
@@ -83,18 +74,13 @@ def test_batches_are_copies_by_consecutive_steps(num_workers, copies, two_worker
     assert done.nonzero()[:, 1].reshape(copies, 2).tolist() == [[9, 19]] * copies
     continues = (data["next", "observation"][:, :-1] == data["observation"][:, 1:]).all(-1)
     assert (continues == ~done[:, :-1]).all()
-    for key in ("reward", "cost"):
-        total = torch.zeros(copies, 1)
-        for t in range(24):
-            total = total + data["next", key][:, t]
-            torch.testing.assert_close(data["next", f"episode_{key}"][:, t], total)
-            total = total * ~data["next", "done"][:, t]
+    check_sums(data)
     assert data["observation"][:, 0].unique(dim=0).shape[0] == copies  # no two start alike
 
 
 def test_a_worker_that_dies_is_an_error():
     collector = OverlappedCollector(
-        functools.partial(summed, 2), constant_policy(), frames_per_batch=20, num_workers=1
+        functools.partial(summed_circle, 2), constant_policy(0.0), frames_per_batch=20, num_workers=1
     )
     try:
         batches = iter(collector)
@@ -124,7 +110,9 @@ class Breaks(nn.Module):
 
 def test_an_error_in_a_worker_is_an_error_here(capfd):
     policy = TensorDictModule(Breaks(), in_keys=["observation"], out_keys=["action"])
-    collector = OverlappedCollector(functools.partial(summed, 2), policy, frames_per_batch=20, num_workers=1)
+    collector = OverlappedCollector(
+        functools.partial(summed_circle, 2), policy, frames_per_batch=20, num_workers=1
+    )
     try:
         with pytest.raises(ChildProcessError, match="printed above"):
             for _ in collector:
@@ -136,10 +124,10 @@ def test_an_error_in_a_worker_is_an_error_here(capfd):
 
 def test_bad_input():
     with pytest.raises(ValueError, match="num_workers is 0, must be at least 1"):
-        OverlappedCollector(CIRCLE, constant_policy(), frames_per_batch=20, num_workers=0)
+        OverlappedCollector(CIRCLE, constant_policy(0.0), frames_per_batch=20, num_workers=0)
     with pytest.raises(ValueError, match="fixes seed=3"):
         OverlappedCollector(
-            functools.partial(CIRCLE, seed=3), constant_policy(), frames_per_batch=20, num_workers=2
+            functools.partial(CIRCLE, seed=3), constant_policy(0.0), frames_per_batch=20, num_workers=2
         )
 
 

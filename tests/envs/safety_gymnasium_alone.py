@@ -1,10 +1,9 @@
-"""Import the Safety-Gymnasium subpackage, also on a Python without torch.
+"""Makes the Safety-Gymnasium subpackage importable alone, also on a Python without torch.
 
-It needs no torch, so its tests can check stacks of other Python, MuJoCo and NumPy versions in small
-virtual environments:
+It needs no torch, so small virtual environments can test it with other versions of Python, MuJoCo and NumPy:
 
     python -m venv /tmp/stack
-    /tmp/stack/bin/pip install pytest "gymnasium>=1.1,<2" "mujoco==2.3.3" "numpy<2" xmltodict pyyaml
+    /tmp/stack/bin/pip install pytest "gymnasium>=1.1,<2" "mujoco==2.3.3" "numpy<2" xmltodict pyyaml imageio
     /tmp/stack/bin/pip install --no-deps safety-gymnasium==1.0.0
     PYTHONPATH=. /tmp/stack/bin/python -m pytest -c /dev/null -W error -p no:cacheprovider \\
         tests/envs/test_safety_gymnasium*.py
@@ -12,7 +11,6 @@ virtual environments:
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import sys
 import types
@@ -22,15 +20,12 @@ ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "tests" / "data" / "safety_gymnasium_reference.npz"
 
 
-def safety_gymnasium_room(alone: bool | None = None) -> types.ModuleType:
-    """``safe_components.envs.safety_gymnasium``, which is imported without its parent package if ``alone``.
+def replace_parent() -> None:
+    """Put an empty package in the place of ``safe_components.envs``, whose own code imports torch."""
+    parent = types.ModuleType("safe_components.envs")
+    parent.__path__ = [str(ROOT / "safe_components" / "envs")]
+    sys.modules["safe_components.envs"] = parent
 
-    By default it is where torch is missing.
-    """
-    if alone is None:
-        alone = importlib.util.find_spec("torch") is None
-    if alone and "safe_components.envs" not in sys.modules:
-        parent = types.ModuleType("safe_components.envs")
-        parent.__path__ = [str(ROOT / "safe_components" / "envs")]
-        sys.modules["safe_components.envs"] = parent
-    return importlib.import_module("safe_components.envs.safety_gymnasium")
+
+if importlib.util.find_spec("torch") is None:
+    replace_parent()

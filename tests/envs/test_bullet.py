@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from safe_components.envs import make_env
-from safe_components.envs.own_random_state import OwnRandomState
+from safe_components.envs.bullet import OwnRandomState
 
 
 class Lottery(gymnasium.Env):

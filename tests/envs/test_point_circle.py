@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from torchrl.envs import check_env_specs
+from devices import DEVICES
 
-from safe_components.envs import PointCircle
+from safe_components.envs import PointCircle, make_env
+from safe_components.envs._draw_point_circle import draw_point_circle
 
-DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 # Rounding of one step accumulates over the steps: 200 of them on numbers up to 20.
 TOLERANCE = {torch.float32: 2e-3, torch.float64: 1e-11}
 SETTINGS = {"radius": 1.2, "x_lim": 0.8, "acceleration": 1.7, "drag": 0.6, "dt": 0.04, "speed_limit": 0.9}
@@ -64,8 +64,8 @@ def test_running_the_circle_pays_its_speed_and_costs_its_share_outside():
     assert cost.mean().item() == pytest.approx(4 * math.acos(0.7) / (2 * math.pi), abs=4 / 1000)
     backwards, _ = env._reward_and_costs(state * torch.tensor([1, 1, -1, -1]))
     torch.testing.assert_close(backwards, -reward)
-    at_centre, _ = env._reward_and_costs(torch.tensor([[0.0, 0.0, 1.0, 1.0]], dtype=torch.float64))
-    assert at_centre.item() == 0
+    at_center, _ = env._reward_and_costs(torch.tensor([[0.0, 0.0, 1.0, 1.0]], dtype=torch.float64))
+    assert at_center.item() == 0
 
 
 def test_the_best_run_breaks_a_limit_that_a_safe_one_keeps():
@@ -92,49 +92,23 @@ def test_the_best_run_breaks_a_limit_that_a_safe_one_keeps():
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("settings", [{}, {"costs": ("walls", "speed"), "frame_skip": 4}])
-@pytest.mark.parametrize("num_envs", [1, 4])
-def test_specs_and_seeds(num_envs, settings, device):
-    env = PointCircle(num_envs, device=device, seed=2, **settings)
-    assert type(env) is PointCircle  # TorchRL appended no transform of its own
-    check_env_specs(env, seed=2)
-    action = torch.rand(env.action_spec.shape, device=device)
-    env.set_seed(2)
-    first = constant(env, action)
-    env.set_seed(2)
-    assert (constant(env, action) == first).all()
-    assert (constant(PointCircle(num_envs, device=device, seed=2, **settings), action) == first).all()
-    start = first["observation"][..., 0, :].reshape(num_envs, 4)
+def test_episodes_start_at_rest_in_the_inner_square(device):
+    start = PointCircle(500, device=device, seed=2).reset()["observation"]
     assert (start[:, 2:] == 0).all()
-    assert (start[:, :2].abs() <= 0.35).all()
-    assert env.full_reward_spec["cost"].shape[-1] == len(settings.get("costs", "w"))
+    assert 0.34 < start[:, :2].abs().max() <= 0.35
 
 
 def test_frame_skip_sums():
     action = torch.tensor([[0.4, 1.0], [1.0, -0.2]])
     whole = constant(PointCircle(2, seed=3, costs=("walls", "speed")), action)
-    skipped = constant(PointCircle(2, seed=3, costs=("walls", "speed"), frame_skip=4), action)
+    env = PointCircle(2, seed=3, costs=("walls", "speed"), frame_skip=4)
+    assert type(env) is PointCircle  # TorchRL appended no transform of its own
+    skipped = constant(env, action)
     assert skipped.shape == (2, 50)
     for key in ("reward", "cost"):
         expected = whole["next", key].unflatten(1, (50, 4)).sum(2)
         torch.testing.assert_close(skipped["next", key], expected)
     torch.testing.assert_close(skipped["next", "observation"], whole["next", "observation"][:, 3::4])
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_episodes_are_truncated_and_start_anew(device):
-    env = PointCircle(3, seed=0, episode_length=10, device=device)
-    rollout = env.rollout(35, break_when_any_done=False)
-    ends = torch.zeros(35, dtype=torch.bool, device=device)
-    ends[9::10] = True
-    assert (rollout["next", "truncated"].squeeze(-1) == ends).all()
-    assert not rollout["next", "terminated"].any()
-    starts = rollout["observation"][:, 10::10]
-    assert (starts[..., 2:] == 0).all()
-    assert starts.reshape(-1, 4).unique(dim=0).shape[0] == 9
-    # within an episode the next observation is the observation of the next step, at its end it is not
-    moved = (rollout["next", "observation"][:, :-1] != rollout["observation"][:, 1:]).any(-1)
-    assert (moved == ends[:-1]).all()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -156,6 +130,51 @@ def test_moving_to_another_device_keeps_the_dynamics():
     stay = constant(env, torch.zeros(2, 2, device="cuda"))
     assert stay.device.type == "cuda"
     assert (stay["next", "observation"] == stay["observation"]).all()
+
+
+POINT, BEYOND, FLOOR = (0x1F, 0x4E, 0x8C), (0xF6, 0xDD, 0xDD), (255, 255, 255)
+
+
+def pixel(image, x, y):
+    """Color at a position in meters; 1.6 m lie between the center of the picture and its border."""
+    return tuple(image[int(160 * (1 - y / 1.6)), int(160 * (1 + x / 1.6))].tolist())
+
+
+def test_the_picture_shows_the_point_and_what_lies_beyond_the_walls():
+    image = draw_point_circle([(0.0, 0.0), (0.4, -0.8)], radius=1.0, x_lim=0.7)
+    assert pixel(image, 0.4, -0.8) == POINT
+    assert pixel(image, 0.75, 1.4) == pixel(image, -1.5, 1.4) == BEYOND
+    assert pixel(image, 0.6, 1.4) == FLOOR
+    trail = pixel(image, 0.2, -0.4)
+    assert trail[2] > trail[0] + 50  # blue
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_render_follows_the_first_copy(num_envs, device):
+    env = make_env("PointCircle", num_envs=num_envs, device=device, seed=0, render_mode="rgb_array")
+    td = env.reset()
+    first = env.render()
+    assert first.shape == (320, 320, 3)
+    assert first.dtype == np.uint8
+    for _ in range(80):
+        td = env.step_mdp(env.step(td.set("action", -2 * td["observation"][..., :2])))
+        assert pixel(env.render(), *td["observation"].reshape(num_envs, 4)[0, :2].tolist()) == POINT
+    others = torch.arange(num_envs, device=device).reshape(td["done"].shape) > 0
+    before = env.render()
+    env.reset(td.clone().set("_reset", others))
+    assert (env.render() == before).all()  # the trail of the first copy goes on
+    env.set_seed(0)
+    env.reset()
+    assert (env.render() == first).all()
+
+
+def test_render_needs_a_render_mode_and_a_reset():
+    for env in (PointCircle(render_mode="rgb_array"), make_env("PointCircle")):
+        with pytest.raises(RuntimeError, match="render_mode='rgb_array' at construction, and a reset"):
+            env.render()
+    env.rollout(3)
+    assert not env._trail  # without rendering, a step keeps no trail
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,17 @@ import textwrap
 import gymnasium
 import numpy as np
 import pytest
-from safety_gymnasium_alone import ROOT, safety_gymnasium_room
+from safety_gymnasium_alone import ROOT
 
-room = safety_gymnasium_room()
-from safe_components.envs.safety_gymnasium import compat  # noqa: E402
+from safe_components.envs import safety_gymnasium as safety
+from safe_components.envs.safety_gymnasium import compat
 
 AGENTS = ("Point", "Car", "Doggo", "Racecar", "Ant")
 FAMILIES = ("Goal", "Button", "Push", "Circle", "Race", "FadingEasy", "FadingHard")
 TASKS = [f"{family}{level}" for family in FAMILIES for level in range(3)] + ["Run0"]
+DEBUGGED = ("Point", "Car", "Racecar")
+NAVIGATION = [f"Safety{agent}{task}-v0" for agent in AGENTS for task in TASKS]
+NAVIGATION += [f"Safety{agent}Circle1Debug-v0" for agent in DEBUGGED]
 SEEDED = (
     "SafetyPointGoal1-v0",
     "SafetyCarButton1-v0",
@@ -33,9 +36,10 @@ VELOCITY = ("HalfCheetah", "Hopper", "Swimmer", "Walker2d", "Ant", "Humanoid")
 
 
 def in_new_process(code: str, **environment: str) -> subprocess.CompletedProcess:
-    start = (
-        "from safety_gymnasium_alone import safety_gymnasium_room; room = safety_gymnasium_room(alone=True)\n"
-    )
+    start = """import safety_gymnasium_alone
+safety_gymnasium_alone.replace_parent()
+from safe_components.envs import safety_gymnasium as safety
+"""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "envs")])
     return subprocess.run(
         [sys.executable, "-c", start + textwrap.dedent(code)],
@@ -51,20 +55,14 @@ def test_ids_are_those_of_the_package():
     expected = {
         f"Safety{agent}{task}{kind}-v0" for agent in AGENTS for task in TASKS for kind in ("", "Vision")
     }
-    expected |= {f"Safety{agent}{task}Debug-v0" for agent in ("Point", "Car", "Racecar") for task in TASKS}
+    expected |= {f"Safety{agent}{task}Debug-v0" for agent in DEBUGGED for task in TASKS}
     expected |= {f"Safety{robot}Velocity-{version}" for robot in VELOCITY for version in ("v0", "v1")}
-    assert room.safety_gymnasium_ids() == sorted(expected)
+    assert safety.safety_gymnasium_ids() == sorted(expected)
 
 
-@pytest.mark.parametrize("task", [*TASKS, "Circle1Debug"])
-@pytest.mark.parametrize("agent", AGENTS)
-def test_every_navigation_task_runs(agent, task):
-    env_id = f"Safety{agent}{task}-v0"
-    if env_id not in room.safety_gymnasium_ids():
-        assert task.endswith("Debug")
-        assert agent in ("Doggo", "Ant")
-        return
-    env = room.make_safety_gymnasium(env_id)
+@pytest.mark.parametrize("env_id", NAVIGATION)
+def test_every_navigation_task_runs(env_id):
+    env = safety.make_safety_gymnasium(env_id)
     observation, _ = env.reset(seed=0)
     assert env.observation_space.contains(observation)
     observation, reward, cost, terminated, truncated, info = env.step(env.action_space.sample())
@@ -78,7 +76,7 @@ def test_every_navigation_task_runs(agent, task):
 @pytest.mark.parametrize("robot", VELOCITY)
 @pytest.mark.parametrize("version", ["v0", "v1"])
 def test_every_velocity_task_runs(robot, version):
-    env = room.make_safety_gymnasium(f"Safety{robot}Velocity-{version}")
+    env = safety.make_safety_gymnasium(f"Safety{robot}Velocity-{version}")
     observation, _ = env.reset(seed=0)
     assert env.observation_space.contains(observation)
     _, reward, cost, *_ = env.step(np.zeros(env.action_space.shape))
@@ -88,7 +86,7 @@ def test_every_velocity_task_runs(robot, version):
 
 @pytest.mark.parametrize("robot", ["Ant", "Humanoid"])
 def test_velocity_resets_observe_unit_quaternions(robot):
-    observation, _ = room.make_safety_gymnasium(f"Safety{robot}Velocity-v1").reset(seed=0)
+    observation, _ = safety.make_safety_gymnasium(f"Safety{robot}Velocity-v1").reset(seed=0)
     np.testing.assert_allclose(np.linalg.norm(observation[1:5]), 1.0, rtol=1e-14)
 
 
@@ -103,10 +101,10 @@ def test_one_seed_one_episode_and_another_seed_another(env_id, fast):
             rows.append(env.step(action)[0])
         return np.array(rows)
 
-    with room.plain_textures():
-        env = room.make_safety_gymnasium(env_id, fast=fast)
+    with safety.plain_textures():
+        env = safety.make_safety_gymnasium(env_id, fast=fast)
         first, other, again = episode(env, 11), episode(env, 12), episode(env, 11)
-        elsewhere = episode(room.make_safety_gymnasium(env_id, fast=fast), 11)
+        elsewhere = episode(safety.make_safety_gymnasium(env_id, fast=fast), 11)
         # The layout drawn without a seed continues the stream of the one before it.
         unseeded = [env.reset()[0], env.reset()[0]]
     np.testing.assert_array_equal(first[0], again[0])
@@ -118,7 +116,7 @@ def test_one_seed_one_episode_and_another_seed_another(env_id, fast):
 
 def test_episode_lengths():
     def length(env_id, **kwargs):
-        env = room.make_safety_gymnasium(env_id, **kwargs)
+        env = safety.make_safety_gymnasium(env_id, **kwargs)
         env.reset(seed=0)
         steps, truncated = 0, False
         while not truncated:
@@ -136,11 +134,11 @@ def test_episode_lengths():
 
 
 def test_config_entries_are_added_to_the_task_s_own():
-    env = room.make_safety_gymnasium("SafetyPointRace1-v0", config={"floor_conf.type": "mat"})
+    env = safety.make_safety_gymnasium("SafetyPointRace1-v0", config={"floor_conf.type": "mat"})
     env.reset(seed=0)
     assert env.unwrapped.task.floor_conf.type == "mat"
     assert env.unwrapped.task.agent_name == "Point"
-    again = room.make_safety_gymnasium("SafetyPointRace1-v0")
+    again = safety.make_safety_gymnasium("SafetyPointRace1-v0")
     assert again.unwrapped.task.floor_conf.type == "village"
 
 
@@ -149,12 +147,12 @@ def test_config_entries_are_added_to_the_task_s_own():
 )
 def test_unknown_id_suggests_the_nearest(env_id):
     with pytest.raises(gymnasium.error.NameNotFound, match=r"did you mean .*SafetyPointGoal1-v0"):
-        room.make_safety_gymnasium(env_id)
+        safety.make_safety_gymnasium(env_id)
 
 
 def test_unknown_id_far_from_any():
     with pytest.raises(gymnasium.error.NameNotFound, match="safety_gymnasium_ids"):
-        room.make_safety_gymnasium("xyz")
+        safety.make_safety_gymnasium("xyz")
 
 
 @pytest.mark.parametrize(
@@ -162,22 +160,22 @@ def test_unknown_id_far_from_any():
 )
 def test_multi_agent_ids_are_refused(env_id):
     with pytest.raises(ValueError, match="multi-agent"):
-        room.make_safety_gymnasium(env_id)
+        safety.make_safety_gymnasium(env_id)
 
 
 def test_bad_arguments():
     with pytest.raises(ValueError, match=r"max_episode_steps is 0; it must be at least 1"):
-        room.make_safety_gymnasium("SafetyPointGoal1-v0", max_episode_steps=0)
+        safety.make_safety_gymnasium("SafetyPointGoal1-v0", max_episode_steps=0)
     with pytest.raises(ValueError, match=r"render_mode is 'film'; it must be one of .*rgb_array"):
-        room.make_safety_gymnasium("SafetyPointGoal1-v0", render_mode="film")
+        safety.make_safety_gymnasium("SafetyPointGoal1-v0", render_mode="film")
     with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
-        room.make_safety_gymnasium("SafetyPointGoal1-v0", colour="red")
+        safety.make_safety_gymnasium("SafetyPointGoal1-v0", colour="red")
 
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_bad_actions(fast):
-    with room.plain_textures():
-        env = room.make_safety_gymnasium("SafetyPointGoal1-v0", fast=fast, max_episode_steps=2)
+    with safety.plain_textures():
+        env = safety.make_safety_gymnasium("SafetyPointGoal1-v0", fast=fast, max_episode_steps=2)
         with pytest.raises(gymnasium.error.ResetNeeded):
             env.step([0.0, 0.0])
         env.reset(seed=0)
@@ -207,11 +205,11 @@ def test_other_version_names_the_command(monkeypatch):
         compat._find()
 
 
-def test_load_returns_one_module_and_its_own_make():
-    package = room.load_safety_gymnasium()
-    assert package is room.load_safety_gymnasium() is sys.modules["safety_gymnasium"]
-    env = package.make("SafetyPointGoal1-v0", max_episode_steps=3, disable_env_checker=True)
-    assert env.unwrapped.task.num_steps == 3
+def test_load_returns_one_module_whose_make_points_to_ours():
+    package = safety.load_safety_gymnasium()
+    assert package is safety.load_safety_gymnasium() is sys.modules["safety_gymnasium"]
+    with pytest.raises(NotImplementedError, match=r"; use .*make_safety_gymnasium"):
+        package.make("SafetyPointGoal1-v0")
     with pytest.raises(NotImplementedError, match="not supported with gymnasium"):
         package.vector.make("SafetyPointGoal1-v0")
 
@@ -240,7 +238,7 @@ def test_nothing_outside_of_the_package_stays_patched():
             }
 
         before, methods_before, modules = names(), methods(), set(sys.modules)
-        env = room.make_safety_gymnasium("SafetyPointGoal1-v0")
+        env = safety.make_safety_gymnasium("SafetyPointGoal1-v0")
         env.reset(seed=0); env.step(env.action_space.sample()); env.reset()
         after = names()
         changed = [key for key in before if after.get(key) != before[key]]
@@ -263,7 +261,7 @@ def test_loads_after_a_failed_import():
             import safety_gymnasium
         except ImportError:  # as the wheel does on a current gymnasium
             pass
-        print(room.make_safety_gymnasium("SafetyPointGoal1-v0").reset(seed=0)[0].shape)
+        print(safety.make_safety_gymnasium("SafetyPointGoal1-v0").reset(seed=0)[0].shape)
     """)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "(60,)"
@@ -280,7 +278,7 @@ RENDER = """
     frames = []
     for fast in (True, False):
         view = {"render_mode": "rgb_array", "camera_name": "track", "width": 64, "height": 48}
-        env = room.make_safety_gymnasium("SafetyPointGoal1-v0", fast=fast, **view)
+        env = safety.make_safety_gymnasium("SafetyPointGoal1-v0", fast=fast, **view)
         env.reset(seed=1)
         frames.append([env.render()])
         env.step(env.action_space.high)
@@ -292,7 +290,7 @@ RENDER = """
         # From MuJoCo 4 on the light's place is that of the first world: a level or two of brightness.
         slack = 0 if mujoco.mj_version() < 400 else 2
         np.testing.assert_allclose(fast.astype(int), own.astype(int), rtol=0, atol=slack)
-    env = room.make_safety_gymnasium("SafetyPointGoal1Vision-v0")
+    env = safety.make_safety_gymnasium("SafetyPointGoal1Vision-v0")
     vision = env.reset(seed=1)[0]["vision"]
     assert vision.shape == (256, 256, 3) and vision.std() > 10
     env.close()

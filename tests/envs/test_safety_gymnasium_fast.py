@@ -8,12 +8,12 @@ import types
 import mujoco
 import numpy as np
 import pytest
-from safety_gymnasium_alone import safety_gymnasium_room
+import safety_gymnasium_alone  # noqa: F401  # without torch, it makes the next lines work
 
-room = safety_gymnasium_room()
-from safe_components.envs.safety_gymnasium import fast_task  # noqa: E402
-from safe_components.envs.safety_gymnasium.fast_lidar import lidar  # noqa: E402
-from safe_components.envs.safety_gymnasium.fast_world import WorldTemplate, differences  # noqa: E402
+from safe_components.envs import safety_gymnasium as safety
+from safe_components.envs.safety_gymnasium.fast import task as fast_task
+from safe_components.envs.safety_gymnasium.fast.lidar import lidar
+from safe_components.envs.safety_gymnasium.fast.world import WorldTemplate, differences
 
 AGENTS = ("Point", "Car", "Doggo", "Racecar", "Ant")
 # Level 2 has every kind of object of its family; Goal1 and Push1 have some without a cost.
@@ -46,8 +46,8 @@ def targets(task) -> list[np.ndarray]:
 
 def play(env_id: str, fast: bool, steps: int = 6) -> list[np.ndarray]:
     """Everything two episodes and the objects met in them return, as a list of float arrays."""
-    with room.plain_textures():
-        env = room.make_safety_gymnasium(env_id, fast=fast)
+    with safety.plain_textures():
+        env = safety.make_safety_gymnasium(env_id, fast=fast)
         random = np.random.RandomState(1)
         low, high = env.action_space.low.astype(float), env.action_space.high.astype(float)
         seen = []
@@ -86,8 +86,8 @@ def test_same_numbers_as_the_own_code(env_id):
 
 def test_comparison_meets_costs_and_goals():
     """The comparison above would be empty if nothing were met in it."""
-    with room.plain_textures():
-        env = room.make_safety_gymnasium("SafetyPointGoal2-v0")
+    with safety.plain_textures():
+        env = safety.make_safety_gymnasium("SafetyPointGoal2-v0")
         env.reset(seed=5)
         met = set()
         for xy in targets(env.unwrapped.task):
@@ -99,7 +99,7 @@ def test_comparison_meets_costs_and_goals():
 
 @pytest.mark.parametrize("env_id", ["SafetyPointGoal2-v0", "SafetyAntButton2-v0", "SafetyRacecarRace2-v0"])
 def test_moved_world_equals_compiled_world(env_id):
-    env = room.make_safety_gymnasium(env_id)
+    env = safety.make_safety_gymnasium(env_id)
     env.reset(seed=0)
     task = env.unwrapped.task
     for seed in range(3):
@@ -112,7 +112,7 @@ def test_moved_world_equals_compiled_world(env_id):
 def test_every_kind_of_world_could_be_moved():
     """No task fell back to compiling in the tests above, on this MuJoCo."""
     for env_id in ("SafetyCarGoal1-v0", "SafetyDoggoButton1-v0"):
-        env = room.make_safety_gymnasium(env_id)
+        env = safety.make_safety_gymnasium(env_id)
         env.reset(seed=0)
         env.reset()
     assert len(fast_task._MOVABLE) >= 2
@@ -137,7 +137,7 @@ def test_compiles_where_moving_does_not_suffice(monkeypatch):
 
 
 def test_reset_undoes_changes_to_the_model():
-    env = room.make_safety_gymnasium("SafetyPointGoal1-v0")
+    env = safety.make_safety_gymnasium("SafetyPointGoal1-v0")
     env.reset(seed=3)
     first = env.reset(seed=3)[0]
     model = env.unwrapped.task.model
@@ -150,7 +150,7 @@ def test_reset_undoes_changes_to_the_model():
 
 
 def test_world_template_keeps_options_and_track_camera():
-    env = room.make_safety_gymnasium("SafetyPointGoal1-v0")
+    env = safety.make_safety_gymnasium("SafetyPointGoal1-v0")
     env.reset(seed=0)
     task = env.unwrapped.task
     assert isinstance(task._template, WorldTemplate)
@@ -194,7 +194,7 @@ def test_lidar_without_maximal_distance_and_behind_rounding():
 
 
 def test_layouts_keep_the_objects_apart():
-    env = room.make_safety_gymnasium("SafetyCarButton2-v0")
+    env = safety.make_safety_gymnasium("SafetyCarButton2-v0")
     for seed in range(5):
         env.reset(seed=seed)
         task = env.unwrapped.task
@@ -207,8 +207,8 @@ def test_layouts_keep_the_objects_apart():
 
 
 def test_own_and_fast_live_side_by_side():
-    own = room.make_safety_gymnasium("SafetyPointGoal1-v0", fast=False)
-    fast = room.make_safety_gymnasium("SafetyPointGoal1-v0", fast=True)
+    own = safety.make_safety_gymnasium("SafetyPointGoal1-v0", fast=False)
+    fast = safety.make_safety_gymnasium("SafetyPointGoal1-v0", fast=True)
     assert type(own.unwrapped).__module__ == type(fast.unwrapped).__module__ == "safety_gymnasium.builder"
     assert isinstance(fast.unwrapped, type(own.unwrapped))
     assert not isinstance(own.unwrapped, type(fast.unwrapped))

@@ -16,9 +16,9 @@ import sys
 import mujoco
 import numpy as np
 import pytest
-from safety_gymnasium_alone import REFERENCE, ROOT, safety_gymnasium_room
+from safety_gymnasium_alone import REFERENCE, ROOT
 
-room = safety_gymnasium_room()
+from safe_components.envs import safety_gymnasium as safety
 
 EXACT = mujoco.__version__ == "2.3.3" and platform.machine() == "x86_64"
 IS_PINNED = mujoco.__version__.startswith("3.4.")
@@ -56,7 +56,7 @@ def reference():
 
 
 def record(env_id: str, steps: int, fast: bool) -> dict[str, np.ndarray]:
-    env = room.make_safety_gymnasium(env_id, fast=fast)
+    env = safety.make_safety_gymnasium(env_id, fast=fast)
     random = np.random.RandomState(7)
     low, high = env.action_space.low.astype(np.float64), env.action_space.high.astype(np.float64)
     rows = {"observation": [env.reset(seed=123)[0]], "reward": [], "cost": [], "done": []}
@@ -122,7 +122,7 @@ def test_reset_on_the_pinned_physics(reference, env_id):
 
 
 if __name__ == "__main__":
-    with room.plain_textures():
+    with safety.plain_textures():
         episodes = {
             f"{env_id}/{key}": value
             for env_id in (*PINNED, *PINNED_RESET_ONLY)

@@ -1,7 +1,7 @@
-"""Safety-Gymnasium on a current stack: the unmodified 1.0.0 wheel, with identical numbers, faster.
+"""Safety-Gymnasium from the unmodified 1.0.0 wheel on a current stack, faster and with identical numbers.
 
-``make_safety_gymnasium`` builds an environment; nothing here imports torch, and nothing outside the
-``safety_gymnasium`` package is left patched.
+``make_safety_gymnasium`` makes an environment. This package does not import torch. It leaves nothing patched
+outside the ``safety_gymnasium`` package.
 """
 
 from safe_components.envs.safety_gymnasium.compat import load_safety_gymnasium

@@ -1,4 +1,4 @@
-"""What every step of a navigation environment checks before it runs."""
+"""The checks before every step of a navigation environment."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import numpy as np
 
 
 def checked_action(env: Any, action: Any) -> np.ndarray:
-    """The action as an array, if the environment can take it.
+    """Return the action as an array, or raise if the environment cannot take it.
 
     Args:
         env: a ``safety_gymnasium.builder.Builder``.
-        action: array-like of the action space's shape. Values beyond its bounds are clipped by the agent.
+        action: array-like of the action space's shape. The agent clips values beyond its bounds.
 
     Raises:
         gymnasium.error.ResetNeeded: if the episode has ended.
-        ValueError: if the shape is wrong or a value is not finite (MuJoCo would run with zeros).
+        ValueError: if the shape is wrong, or if a value is not finite (MuJoCo would apply zeros).
     """
     if env.terminated or env.truncated:
         raise gymnasium.error.ResetNeeded("the episode has ended: call reset() before step()")
-    action = np.asarray(action)
-    if action.shape != env.action_space.shape:
-        raise ValueError(f"the action has shape {action.shape}; it must have {env.action_space.shape}")
-    if not np.isfinite(action).all():
-        raise ValueError(f"the action is {action}; all its values must be finite")
-    return action
+    array = np.asarray(action)
+    if array.shape != env.action_space.shape:
+        raise ValueError(f"the action has shape {array.shape}; it must have {env.action_space.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"the action is {array}; all its values must be finite")
+    return array

@@ -1,8 +1,8 @@
 """Import the unmodified safety-gymnasium 1.0.0 wheel on current Python, NumPy, Gymnasium and MuJoCo.
 
-The wheel was written for Python 3.8-3.10, gymnasium 0.28, MuJoCo 2.3.3 and NumPy 1. What it needs from
-them is provided while it is imported, under the old names, and removed again: afterwards only the
-``safety_gymnasium`` modules themselves hold adapted names. pygame and gymnasium-robotics are not needed.
+The wheel was written for Python 3.8-3.10, gymnasium 0.28, MuJoCo 2.3.3 and NumPy 1. The names that it needs
+from them exist only during its import. Afterwards only the ``safety_gymnasium`` modules themselves hold
+adapted names. pygame and gymnasium-robotics are not needed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from safe_components.envs.safety_gymnasium.checks import checked_action
 VERSION = "1.0.0"
 INSTALL = f"pip install --no-deps safety-gymnasium=={VERSION}"
 
-# Modules of gymnasium.wrappers that are gone since 1.0: {name the wheel imports: where it is now}.
+# Modules of gymnasium.wrappers that 1.0 removed, with each name that the wheel imports and its present name.
 _MOVED: dict[str, dict[str, str | None]] = {
     "autoreset": {"AutoResetWrapper": "Autoreset"},
     "compatibility": {"EnvCompatibility": None},
@@ -45,13 +45,13 @@ _MARK = "_adapted_by_safe_components"
 
 
 class _Color(np.ndarray):
-    """Python >= 3.11 refuses unhashable dataclass defaults; hashing by identity satisfies it."""
+    """An array that is hashable by identity, because Python >= 3.11 refuses unhashable dataclass defaults."""
 
     __hash__ = object.__hash__  # type: ignore[assignment]  # ndarray declares it None
 
 
 class _Model:
-    """An ``MjModel`` whose ``jnt`` takes the one-element id arrays that MuJoCo >= 3.3 refuses."""
+    """An ``MjModel`` whose ``jnt`` accepts the one-element id arrays that MuJoCo >= 3.3 refuses."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -66,10 +66,10 @@ class _Model:
 def load_safety_gymnasium() -> types.ModuleType:
     """Import ``safety_gymnasium`` and adapt it to the installed stack; later calls return the same module.
 
-    Every process that uses the package must call it (:func:`make_safety_gymnasium` does).
+    Every process that uses the package must call this function (``make_safety_gymnasium`` does).
 
     Raises:
-        ImportError: if safety-gymnasium is not installed, or is another version than 1.0.0.
+        ImportError: if safety-gymnasium is not installed, or if its version is not 1.0.0.
     """
     with _LOCK:
         package = sys.modules.get("safety_gymnasium")
@@ -94,7 +94,7 @@ def load_safety_gymnasium() -> types.ModuleType:
 
 
 def _find() -> str:
-    """Folder of the installed package, which is found but not imported."""
+    """Return the folder of the installed package without importing it."""
     try:
         version = importlib.metadata.version("safety-gymnasium")
     except importlib.metadata.PackageNotFoundError:
@@ -123,27 +123,26 @@ def _module(name: str, **names: Any) -> types.ModuleType:
     return module
 
 
-def _missing(what: str) -> Callable[..., NoReturn]:
+def _missing(what: str, hint: str = "") -> Callable[..., NoReturn]:
     def fail(*args: Any, **kwargs: Any) -> NoReturn:
-        raise NotImplementedError(f"{what} is not supported with gymnasium {gymnasium.__version__}")
+        raise NotImplementedError(f"{what} is not supported with gymnasium {gymnasium.__version__}{hint}")
 
     return fail
 
 
 def _own_modules(folder: str) -> dict[str, types.ModuleType]:
-    """Modules of the package that are provided instead of being imported as they are."""
-    # assets.color owns every array that is a dataclass default: load it first and make them hashable.
+    """Return the modules of the package that must not be imported as they are."""
+    # assets.color owns every array that is a dataclass default. Load it first and make the arrays hashable.
     name = "safety_gymnasium.assets.color"
     spec = importlib.util.spec_from_file_location(name, os.path.join(folder, "assets", "color.py"))
     if spec is None or spec.loader is None:
         raise ImportError(f"safety-gymnasium is incomplete; reinstall it with `{INSTALL}`")
     color = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(color)
-    # The ignore: a module made from a spec has no attributes that a type checker knows.
-    color.COLOR = {key: value.view(_Color) for key, value in color.COLOR.items()}  # type: ignore[attr-defined]
+    vars(color)["COLOR"] = {key: value.view(_Color) for key, value in color.COLOR.items()}
     modules = {name: color}
-    # Multi-agent tasks need gymnasium-robotics; vector environments subclass private parts of
-    # gymnasium 0.28. Neither belongs to the single-agent tasks.
+    # Multi-agent tasks need gymnasium-robotics, and vector environments subclass private parts of
+    # gymnasium 0.28. The single-agent tasks need neither.
     name = "safety_gymnasium.tasks.safe_multi_agent.safe_mujoco_multi"
     modules[name] = _module(name, make_ma=_missing("a multi-agent task"))
     name = "safety_gymnasium.vector"
@@ -152,7 +151,7 @@ def _own_modules(folder: str) -> dict[str, types.ModuleType]:
 
 
 def _stand_ins() -> dict[str, types.ModuleType]:
-    """Old modules of gymnasium that the wheel imports from, for the time of the import."""
+    """Return stand-ins for the old modules of gymnasium that the wheel imports from."""
     found = {}
     for module, names in _MOVED.items():
         name = f"gymnasium.wrappers.{module}"
@@ -163,7 +162,7 @@ def _stand_ins() -> dict[str, types.ModuleType]:
 
 
 def _adapt(package: types.ModuleType) -> None:
-    """Replace the names inside the package that the installed stack no longer serves."""
+    """Replace the names inside the package that fail on the installed stack."""
     from safety_gymnasium import builder, world
     from safety_gymnasium.bases import base_agent, underlying
     from safety_gymnasium.tasks.safe_velocity import safety_ant_velocity_v0 as ant
@@ -171,32 +170,25 @@ def _adapt(package: types.ModuleType) -> None:
     from safety_gymnasium.utils import keyboard_viewer, registration
 
     # Their ``make`` reads fields that gymnasium 1.0 dropped from EnvSpec.
-    package.make = registration.make = _make  # type: ignore[attr-defined]  # the package is untyped
+    vars(package)["make"] = registration.make = _missing(
+        "safety_gymnasium.make", "; use safe_components.envs.make_safety_gymnasium"
+    )
     # obs_sensor calls float() on one-element arrays, an error since NumPy 2.4.
     base_agent.float = lambda value: np.asarray(value).item()
     base_agent.BaseAgent._init_jnt_sensors = _scalar_joint_ids(base_agent.BaseAgent._init_jnt_sensors)
-    # A reset compiles its XML through world.xmltodict: choose the textures there.
+    # A reset compiles its XML through world.xmltodict, so the textures are chosen there.
     world.xmltodict = types.SimpleNamespace(parse=xmltodict.parse, unparse=textures.unparse)
     builder.Builder.close = _close_viewers
     builder.Builder.step = _checked_step(builder.Builder.step)
-    # Since MuJoCo 3 a reset no longer normalises the quaternion of the floating base in place.
+    # Since MuJoCo 3 a reset no longer normalizes the quaternion of the floating base in place.
     if int(mujoco.__version__.partition(".")[0]) >= 3:
         for env in (ant.SafetyAntVelocityEnv, humanoid.SafetyHumanoidVelocityEnv):
-            env.reset_model = _normalised(env.reset_model)
+            env.reset_model = _normalized(env.reset_model)
     # gymnasium >= 1.0 asks viewers for the frame's size.
     underlying.OffScreenViewer = _sized(underlying.OffScreenViewer)
     window_init = keyboard_viewer.WindowViewer.__init__
     if window_init.__code__.co_argcount > 3:
         keyboard_viewer.KeyboardViewer.__init__ = _keyboard_viewer_init
-
-
-def _make(
-    id: str, max_episode_steps: int | None = None, disable_env_checker: bool | None = None, **kwargs: Any
-) -> gymnasium.Env:
-    """``safety_gymnasium.make`` on the package's own code path, less the passive checker and auto-reset."""
-    from safe_components.envs.safety_gymnasium.make import make_safety_gymnasium
-
-    return make_safety_gymnasium(id, fast=False, max_episode_steps=max_episode_steps, **kwargs)
 
 
 def _scalar_joint_ids(init_jnt_sensors: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -212,20 +204,20 @@ def _scalar_joint_ids(init_jnt_sensors: Callable[[Any], None]) -> Callable[[Any]
 
 
 def _checked_step(step: Callable[..., Any]) -> Callable[..., Any]:
-    # Theirs casts with np.array(action, copy=False), which refuses lists since NumPy 2.
+    # The original casts with np.array(action, copy=False), which refuses lists since NumPy 2.
     def checked_step(self: Any, action: Any) -> Any:
         return step(self, checked_action(self, action))
 
     return checked_step
 
 
-def _normalised(reset_model: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def reset_model_and_normalise(self: Any) -> Any:
+def _normalized(reset_model: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def reset_model_and_normalize(self: Any) -> Any:
         reset_model(self)
         mujoco.mj_normalizeQuat(self.model, self.data.qpos)
         return self._get_obs()
 
-    return reset_model_and_normalise
+    return reset_model_and_normalize
 
 
 def _close_viewers(self: Any) -> None:

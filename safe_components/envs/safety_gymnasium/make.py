@@ -18,8 +18,10 @@ _MULTI_AGENT = re.compile(r"^Safety(\d+[xp]\d+|\w*Multi)")
 
 
 def safety_gymnasium_ids() -> list[str]:
-    """Ids of the single-agent tasks, sorted: 5 agents by 22 navigation tasks, their ``Vision`` and
-    ``Debug`` variants, and 6 velocity tasks in 2 versions.
+    """Return the ids of the single-agent tasks, sorted.
+
+    These are 22 navigation tasks for each of 5 agents, their ``Vision`` and ``Debug`` variants, and 6
+    velocity tasks in 2 versions.
 
     Raises:
         ImportError: if safety-gymnasium 1.0.0 is not installed.
@@ -36,16 +38,17 @@ def safety_gymnasium_ids() -> list[str]:
 
 def make_safety_gymnasium(
     env_id: str, *, fast: bool = True, max_episode_steps: int | None = None, **kwargs: Any
-) -> gymnasium.Env:
-    """Make one Safety-Gymnasium environment, whose ``step`` returns six values:
-    ``(observation, reward, cost, terminated, truncated, info)``.
+) -> gymnasium.Env[Any, Any]:
+    """Make one Safety-Gymnasium environment.
+
+    Its ``step`` returns six values: ``(observation, reward, cost, terminated, truncated, info)``.
 
     Args:
-        env_id: a single-agent id, for example ``"SafetyPointGoal1-v0"``; see :func:`safety_gymnasium_ids`.
-        fast: use the fast code path, which returns the same numbers bit for bit; ``False`` runs the
-            package's own code.
-        max_episode_steps: steps after which an episode is truncated; ``None`` keeps the task's own
-            (Circle, Run and Race 500, others 1000).
+        env_id: a single-agent id, for example ``"SafetyPointGoal1-v0"``; see ``safety_gymnasium_ids``.
+        fast: whether to use the fast code path, which returns the same numbers bit for bit. ``False`` runs
+            the package's own code.
+        max_episode_steps: steps after which an episode is truncated. ``None`` keeps the task's own limit,
+            500 for Circle, Run and Race, 1000 for the others.
         kwargs: further arguments of the environment: ``render_mode``, ``width``, ``height``,
             ``camera_id``, ``camera_name``, and ``config``, whose entries are added to the task's own.
 
@@ -80,14 +83,16 @@ def make_safety_gymnasium(
     if spec.kwargs.get("render_mode") not in modes:
         raise ValueError(f"render_mode is {spec.kwargs['render_mode']!r}; it must be one of {modes}")
     with np.errstate(over="ignore"):  # Box(float32 bounds, dtype=float64) overflows in gymnasium 1.4
-        env = creator(**spec.kwargs)
+        env: gymnasium.Env[Any, Any] = creator(**spec.kwargs)
     task: Any = getattr(env, "task", None)
     if task is not None and max_episode_steps is not None:
-        task.num_steps = max_episode_steps  # navigation tasks count their steps themselves, too
+        task.num_steps = max_episode_steps  # navigation tasks also count their steps
     env.unwrapped.spec = spec
     if fast:
         accelerate(env)
-    return SafeTimeLimit(gymnasium.wrappers.OrderEnforcing(env), max_episode_steps or spec.max_episode_steps)
+    limit = max_episode_steps or spec.max_episode_steps
+    limited: gymnasium.Env[Any, Any] = SafeTimeLimit(gymnasium.wrappers.OrderEnforcing(env), limit)
+    return limited
 
 
 def _unknown(env_id: str, known: list[str]) -> Exception:

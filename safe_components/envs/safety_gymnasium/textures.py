@@ -1,8 +1,8 @@
 """Which textures a task's XML asks MuJoCo to decode.
 
 Every compilation of a navigation task decodes about 24 MB of sky-box PNGs, and the 1.0.0 wheel lacks some
-images of the Race tasks altogether. Textures do not touch the physics, so an image that is missing, or
-that nobody will look at, is replaced by a flat colour.
+images of the Race tasks. Textures do not affect the physics, so a flat color replaces an image that is
+missing or not needed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PLAIN = contextvars.ContextVar("plain_textures", default=False)
 
 @contextmanager
 def plain_textures(enabled: bool = True) -> Iterator[None]:
-    """Within this block, compile worlds without decoding any image."""
+    """Compile worlds within this block without decoding any image."""
     token = _PLAIN.set(enabled)
     try:
         yield
@@ -29,16 +29,16 @@ def plain_textures(enabled: bool = True) -> Iterator[None]:
 
 
 def unparse(xml: dict[str, Any]) -> str:
-    """Turn a world's XML dictionary into text, after replacing the images that are not to be decoded.
+    """Turn a world's XML dictionary into text, after replacing the images that MuJoCo need not decode.
 
-    Takes the place of ``xmltodict.unparse`` inside ``safety_gymnasium.world``. An image file is kept
-    where it exists and :func:`plain_textures` is not in force.
+    This function takes the place of ``xmltodict.unparse`` in ``safety_gymnasium.world``. An image file is
+    kept if it exists and ``plain_textures`` is not in force.
     """
     asset = xml["mujoco"]["asset"]
     folder = xml["mujoco"]["compiler"]["@texturedir"]
     textures = asset["texture"] if isinstance(asset["texture"], list) else [asset["texture"]]
     asset["texture"] = [texture if _is_kept(texture, folder) else _flat(texture) for texture in textures]
-    return xmltodict.unparse(xml)
+    return str(xmltodict.unparse(xml))
 
 
 def _is_kept(texture: dict[str, str], folder: str) -> bool:

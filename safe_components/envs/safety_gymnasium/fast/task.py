@@ -1,39 +1,35 @@
-"""Tasks that simulate, observe and reset with as little work as their numbers allow."""
+"""Tasks that simulate, observe and reset with the least work that gives the same numbers."""
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mujoco
 import numpy as np
 
-from safe_components.envs.safety_gymnasium.fast_index import Index, index_of
-from safe_components.envs.safety_gymnasium.fast_observation import ObservationPlan
-from safe_components.envs.safety_gymnasium.fast_world import WorldTemplate, differences
+from safe_components.envs.safety_gymnasium.fast.index import Index, index_of
+from safe_components.envs.safety_gymnasium.fast.mixin import Mixin
+from safe_components.envs.safety_gymnasium.fast.observation import ObservationPlan
+from safe_components.envs.safety_gymnasium.fast.world import WorldTemplate, differences
 from safe_components.envs.safety_gymnasium.textures import plain_textures
 
-if TYPE_CHECKING:
-    _Base: Any = object
-else:
-    _Base = object
-
-# Before MuJoCo 3 every evaluation rounded the quaternions in qpos again, so none could be left out.
+# Before MuJoCo 3 every evaluation rounded the quaternions in qpos again, so every evaluation is needed.
 _REPEATABLE = int(mujoco.__version__.partition(".")[0]) >= 3
 _VELOCITY_STAGE = int(mujoco.mjtStage.mjSTAGE_VEL)
-# Kinds of world, and how often moving one equalled compiling it; -1: it did not.
+# How often moving each kind of world has equaled compiling it; -1 if it has differed.
 _MOVABLE: dict[tuple[str, ...], int] = {}
 _COMPARISONS = 3
 
 
-class FastTask(_Base):
-    """A ``BaseTask`` whose numbers are those of the package's own, bit for bit."""
+class FastTask(Mixin):
+    """A ``BaseTask`` with the numbers of the package's own code, bit for bit."""
 
     _needs_textures = False
     _template: WorldTemplate | None = None
     _plan: ObservationPlan | None = None
-    # True while nothing has changed that positions, velocities and contacts depend on since MuJoCo last
-    # computed them; only ``FastBuilder.step`` sets it.
+    # True while positions, velocities and contacts are those that MuJoCo last computed. Only
+    # ``FastBuilder.step`` sets it.
     _settled = False
 
     @property
@@ -60,7 +56,7 @@ class FastTask(_Base):
         elif self._is_movable(config):
             assert self._template is not None
             self._template.reset(config)
-            # One after compiling and one after rebuilding; each refines the solver's warm start.
+            # The package does one after compiling and one after rebuilding; each refines the warm start.
             mujoco.mj_forward(self.model, self.data)
             mujoco.mj_forward(self.model, self.data)
         else:
@@ -70,7 +66,7 @@ class FastTask(_Base):
             self._update_viewer(self.model, self.data)
 
     def _compile_first(self, config: dict[str, Any]) -> None:
-        # Importable only now that the package has been adapted.
+        # The package can only be imported after it has been adapted.
         from safety_gymnasium.world import World
 
         self.world = World(self.agent, self._obstacles, config)
@@ -79,7 +75,7 @@ class FastTask(_Base):
         self._template = WorldTemplate(self.model, self.data, self.agent.z_height)
 
     def _is_movable(self, config: dict[str, Any]) -> bool:
-        """Whether moving this kind of world's objects gives what compiling it gives; tried a few times."""
+        """Return whether moving the objects of this kind of world equals compiling it; try a few times."""
         kinds = (*config["geoms"], *config["free_geoms"], *config["mocaps"])
         key = (type(self).__name__, self.agent_name, self.floor_conf.type, *kinds)
         times = _MOVABLE.get(key, 0)
@@ -110,13 +106,13 @@ class FastTask(_Base):
             engine.update(model, data)
 
     def simulation_forward(self, action: np.ndarray) -> bool:
-        """Apply an action for one step of the environment: by default 10 steps of the physics."""
+        """Apply an action for one step of the environment, by default 10 steps of the physics."""
         noise = None
         if self.action_noise:
             noise = self.action_noise * self.random_generator.randn(self.agent.body_info.nu)
         self.agent.apply_action(action, noise)
         conf, model, data = self.sim_conf, self.model, self.data
-        # Drawn even where its outcome is certain: the draw moves the random stream on.
+        # This is drawn even if its outcome is certain, because the draw advances the random stream.
         steps = int(self.random_generator.binomial(conf.frameskip_binom_n, conf.frameskip_binom_p))
         if self._mocaps:
             mocaps = list(self._mocaps.values())
@@ -130,10 +126,10 @@ class FastTask(_Base):
         return False
 
     def _forward(self) -> None:
-        """Do what ``mj_forward`` would change.
+        """Make the changes that ``mj_forward`` would make.
 
-        In a settled state it recomputes the same positions and velocities; only the constraint solver,
-        which starts from its last solution, can move on, and without constraints nothing can.
+        In a settled state, ``mj_forward`` recomputes the same positions and velocities. Only the constraint
+        solver starts from its last solution and can change its result. Without constraints nothing changes.
         """
         if not (self._settled and _REPEATABLE):
             mujoco.mj_forward(self.model, self.data)
@@ -141,7 +137,7 @@ class FastTask(_Base):
             mujoco.mj_forwardSkip(self.model, self.data, _VELOCITY_STAGE, 0)
 
     def calculate_cost(self) -> dict[str, Any]:
-        """Every cost of the present state, and their sum."""
+        """Return every cost of the present state, and their sum."""
         self._forward()
         cost: dict[str, Any] = {}
         for obstacle in self._obstacles:
@@ -155,7 +151,7 @@ class FastTask(_Base):
         return cost
 
     def obs(self) -> Any:
-        """The observation of the present state."""
+        """Return the observation of the present state."""
         if not self.observation_flatten or self.observe_vision:
             return self._own.obs(self)
         self._forward()

@@ -1,26 +1,21 @@
 """Agents and obstacles that read MuJoCo by index instead of by name, with the same numbers.
 
-Each class is mixed in before one of the package's own (see :mod:`fast`) and replaces only what is
-evaluated every step: positions, distances, contacts.
+Each class is mixed in before one of the package's own (see ``accelerate``). It replaces only what every step
+evaluates: positions, distances, contacts.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import mujoco
 import numpy as np
 
-from safe_components.envs.safety_gymnasium.fast_index import Index, index_of
-
-if TYPE_CHECKING:
-    _Base: Any = object
-else:
-    _Base = object
+from safe_components.envs.safety_gymnasium.fast.index import Index, index_of
+from safe_components.envs.safety_gymnasium.fast.mixin import Mixin
 
 
-class FastAgent(_Base):
+class FastAgent(Mixin):
     """A ``BaseAgent`` with cached look-ups."""
 
     @property
@@ -42,15 +37,15 @@ class FastAgent(_Base):
     def vel(self) -> np.ndarray:
         """Cartesian velocity [3]."""
         index = self.lookup
-        return index.velocity(index.agent_body, mujoco.mj_jacBody)
+        return index.velocity(index.agent_body)
 
     def get_sensor(self, name: str) -> np.ndarray:
-        """Reading of one sensor."""
+        """Return the reading of one sensor."""
         index = self.lookup
-        return index.data.sensordata[index.sensor(name)].copy()
+        return index.sensordata[index.sensor(name)].copy()
 
     def dist_xy(self, pos: Any) -> float:
-        """Distance to a position in the plane."""
+        """Return the distance to a position in the plane."""
         x, y = self.lookup.agent_pos[:2].tolist()
         dx, dy = float(pos[0]) - x, float(pos[1]) - y
         return math.sqrt(dx * dx + dy * dy)
@@ -70,10 +65,10 @@ class FastAnt(FastAgent):
 
     def is_alive(self) -> bool:
         """Whether the torso is above the ground."""
-        return self.lookup.agent_pos[2] > 0.08
+        return bool(self.lookup.agent_pos[2] > 0.08)
 
 
-class _FastObject(_Base):
+class _FastObject(Mixin):
     pattern = ""
 
     @property
@@ -91,19 +86,20 @@ class _FastSingle(_FastObject):
     @property
     def pos(self) -> np.ndarray:
         """Position in the world [3]."""
-        index = self.lookup
-        return index.data.xpos[self.ids[0]].copy()
+        return np.array(self.lookup.xpos[self.ids[0]])
 
 
 class _FastGroup(_FastObject):
     @property
     def pos(self) -> np.ndarray:
         """Positions in the world [num, 3]."""
-        return self.lookup.data.xpos[self.ids]
+        return np.asarray(self.lookup.xpos[self.ids])
 
     def contact_cost_of(self, key: str, name: str, unit: float, but: str | None = None) -> dict[str, Any]:
+        if not self.is_constrained:
+            return {}
         cost: float = 0
-        for _ in range(self.lookup.touching(name, but=but)):  # as many additions as the original makes
+        for _ in range(self.lookup.touching(name, but=but)):  # as many additions as in the original
             cost += unit
         return {key: cost}
 
@@ -121,12 +117,12 @@ class FastPushBox(_FastSingle):
 
 
 class FastHazards(_FastGroup):
-    """``Hazards`` with cached look-ups; the cost is the depth of the agent inside each."""
+    """``Hazards`` with cached look-ups, whose cost is the depth of the agent inside each."""
 
     pattern = "hazard{}"
 
     def cal_cost(self) -> dict[str, Any]:
-        """Cost of the hazards."""
+        """Return the cost of the hazards."""
         if not self.is_constrained:
             return {}
         cost, size = 0, self.size
@@ -145,8 +141,8 @@ class FastPillars(_FastGroup):
     pattern = "pillar{}"
 
     def cal_cost(self) -> dict[str, Any]:
-        """Cost of the contacts."""
-        return self.contact_cost_of("cost_pillars", "pillar", self.cost) if self.is_constrained else {}
+        """Return the cost of the contacts."""
+        return self.contact_cost_of("cost_pillars", "pillar", self.cost)
 
 
 class FastButtons(_FastGroup):
@@ -155,17 +151,17 @@ class FastButtons(_FastGroup):
     pattern = "button{}"
 
     def cal_cost(self) -> dict[str, Any]:
-        """Cost of touching a button that is not the goal."""
-        if not self.is_constrained or self.timer != 0:
+        """Return the cost of touching a button that is not the goal."""
+        if self.timer != 0:
             return {}
         return self.contact_cost_of("cost_buttons", "button", self.cost, but=f"button{self.goal_button}")
 
 
 class FastSigwalls(_FastObject):
-    """``Sigwalls``: the cost of standing outside of the walls."""
+    """``Sigwalls`` with cached look-ups, whose cost is paid outside the walls."""
 
     def cal_cost(self) -> dict[str, Any]:
-        """Cost of the boundary."""
+        """Return the cost of the boundary."""
         if not self.is_constrained:
             return {}
         x, y = self.lookup.agent_pos[:2].tolist()
@@ -174,21 +170,21 @@ class FastSigwalls(_FastObject):
 
 
 class FastVases(_FastGroup):
-    """``Vases`` with cached look-ups: cost of touching and of moving them."""
+    """``Vases`` with cached look-ups, whose cost is paid for touching and moving them."""
 
     pattern = "vase{}"
 
     def cal_cost(self) -> dict[str, Any]:
-        """Cost of contacts and velocities."""
+        """Return the cost of contacts and velocities."""
         if not self.is_constrained or self.displace_cost:
-            return self._own.cal_cost(self)
+            return dict(self._own.cal_cost(self))
         cost: dict[str, Any] = {"cost_vases_contact": 0}
         if self.contact_cost:
             cost = self.contact_cost_of("cost_vases_contact", "vase", self.contact_cost)
         if self.velocity_cost:
             total, index = 0, self.lookup
             for body in self.ids.tolist():
-                velocity = index.velocity(body, mujoco.mj_jacBody)
+                velocity = index.velocity(body)
                 speed = np.sqrt(np.sum(np.square(velocity)))
                 if speed >= self.velocity_threshold:
                     total += speed * self.velocity_cost
@@ -197,38 +193,23 @@ class FastVases(_FastGroup):
 
 
 class FastGremlins(_FastGroup):
-    """``Gremlins`` with cached look-ups: objects dragged along circles."""
+    """``Gremlins`` with cached look-ups, which are dragged along circles."""
 
     pattern = "gremlin{}obj"
 
     def cal_cost(self) -> dict[str, Any]:
-        """Cost of the contacts."""
-        return (
-            self.contact_cost_of("cost_gremlins", "gremlin", self.contact_cost) if self.is_constrained else {}
-        )
+        """Return the cost of the contacts."""
+        return self.contact_cost_of("cost_gremlins", "gremlin", self.contact_cost)
 
     def move(self) -> None:
-        """Set the positions that drag the gremlins, for the present time."""
+        """Set the positions that drag the gremlins at the present time."""
         index = self.lookup
         phase = float(index.data.time)
         target = index.mocaps("gremlin{}mocap", self.num)
         index.data.mocap_pos[target] = (np.sin(phase) * self.travel, np.cos(phase) * self.travel, self.size)
 
 
-OBJECTS: dict[str, type] = {
-    "Buttons": FastButtons,
-    "Goal": FastGoal,
-    "Gremlins": FastGremlins,
-    "Hazards": FastHazards,
-    "Pillars": FastPillars,
-    "PushBox": FastPushBox,
-    "Sigwalls": FastSigwalls,
-    "Vases": FastVases,
-}
-AGENTS: dict[str, type] = {
-    "Ant": FastAnt,
-    "Car": FastAgent,
-    "Doggo": FastAgent,
-    "Point": FastAgent,
-    "Racecar": FastAgent,
-}
+_GROUPS = (FastButtons, FastGremlins, FastHazards, FastPillars, FastVases)
+_OBJECTS = (*_GROUPS, FastGoal, FastPushBox, FastSigwalls)
+OBJECTS: dict[str, type] = {cls.__name__.removeprefix("Fast"): cls for cls in _OBJECTS}
+AGENTS: dict[str, type] = {"Ant": FastAnt, **dict.fromkeys(("Car", "Doggo", "Point", "Racecar"), FastAgent)}

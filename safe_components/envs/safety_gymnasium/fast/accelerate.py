@@ -1,33 +1,29 @@
 """Put one navigation environment on the fast path, without touching any other.
 
-The objects of the environment keep their state and are given a subclass of their own class, which has the
-methods of :mod:`fast_task`, :mod:`fast_objects` and :mod:`fast_layout` (``_own`` is the class they had).
-Nothing is replaced in the package itself, so environments on its own code path work beside it in the same
-process. Objects of classes from outside of the package, such as a user's own task, keep their own methods.
+The objects of the environment keep their state. Each gets a subclass of its own class that adds methods from
+``task``, ``objects`` and ``layout``. Nothing is replaced in the package itself, so environments on its own
+code path run beside it in the same process. Objects of classes from outside the package, such as a user's own
+task, keep their own methods.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from safe_components.envs.safety_gymnasium.checks import checked_action
-from safe_components.envs.safety_gymnasium.fast_layout import FastRandomGenerator
-from safe_components.envs.safety_gymnasium.fast_objects import AGENTS, OBJECTS
-from safe_components.envs.safety_gymnasium.fast_task import FastButtonTask, FastTask
-
-if TYPE_CHECKING:
-    _Base: Any = object
-else:
-    _Base = object
+from safe_components.envs.safety_gymnasium.fast.layout import FastRandomGenerator
+from safe_components.envs.safety_gymnasium.fast.mixin import Mixin
+from safe_components.envs.safety_gymnasium.fast.objects import AGENTS, OBJECTS
+from safe_components.envs.safety_gymnasium.fast.task import FastButtonTask, FastTask
 
 _CLASSES: dict[tuple[type, type], type] = {}
 
 
-class FastBuilder(_Base):
+class FastBuilder(Mixin):
     """A ``Builder`` whose step tells its task when nothing has changed between two evaluations."""
 
     def step(self, action: Any) -> tuple[Any, float, float, bool, bool, dict[str, Any]]:
-        """Take a step; see ``Builder.step``."""
+        """Take a step, as ``Builder.step`` does."""
         action = checked_action(self, action)
         task = self.task
         task.simulation_forward(action)
@@ -53,7 +49,7 @@ class FastBuilder(_Base):
             task._settled = False
 
     def _continue_or_end(self) -> None:
-        # Importable only after the package has been adapted; goals are met seldom.
+        # The package can only be imported after it has been adapted.
         from safety_gymnasium.utils.common_utils import ResamplingError
 
         task = self.task
@@ -70,7 +66,7 @@ class FastBuilder(_Base):
 
 
 def accelerate(env: Any) -> None:
-    """Put a navigation environment on the fast path; others are left as they are.
+    """Put a navigation environment on the fast path; leave any other as it is.
 
     Args:
         env: a ``safety_gymnasium.builder.Builder`` that has not been reset yet.
@@ -94,13 +90,13 @@ def _is_own(thing: Any) -> bool:
 
 
 def _put_before(thing: Any, methods: type) -> None:
-    """Make ``thing`` an instance of a subclass of its class that has the methods of another one."""
+    """Make ``thing`` an instance of a subclass of its class with the methods of ``methods``."""
     cls = type(thing)
     if (methods, cls) not in _CLASSES:
-        # The subclass has the class's name: the package compares classes, and finds files, by it.
+        # The subclass keeps the class's name, by which the package compares classes and finds files.
         members = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
         for base in reversed(methods.__mro__[:-1]):
             members |= {name: value for name, value in vars(base).items() if not name.startswith("__")}
-        # Inheriting from both would change the layout in memory, which assigning the class forbids.
+        # Inheriting from both would change the memory layout, and then the class could not be assigned.
         _CLASSES[methods, cls] = type(cls.__name__, (cls,), {**members, "_own": cls})
     thing.__class__ = _CLASSES[methods, cls]

@@ -1,8 +1,8 @@
 """The pseudo-lidar of several obstacles at once.
 
-An object at ego-centric distance d and angle φ reads s = max(0, D − d)/D (or exp(−g·d) where no maximal
-distance D is set) in the bin of φ, and s shared between the two neighbouring bins by where in the bin it
-lies; a bin keeps its largest reading.
+An object at egocentric distance d and angle φ reads s = max(0, D − d)/D in the bin of φ. Without a maximal
+distance D it reads s = exp(−g·d). The two neighboring bins share s according to its place in the bin. A bin
+keeps its largest reading.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ TWO_PI = np.pi * 2
 def lidar(
     positions: np.ndarray, counts: list[int], agent_pos: np.ndarray, agent_mat: np.ndarray, conf: Any
 ) -> list[list[float]]:
-    """Readings of every group of objects, as ``BaseTask._obs_lidar_pseudo`` computes them one by one.
+    """Return the readings of every group, which ``BaseTask._obs_lidar_pseudo`` computes one by one.
 
-    NumPy's functions are used wherever the package uses them, on all objects together: they give the same
-    bits for one number and for many, whereas Python's own ``math`` and ``abs`` do not.
+    This code uses NumPy's functions wherever the package does, on all objects together. They give the same
+    bits for one number and for many, but Python's own ``math`` and ``abs`` do not.
 
     Args:
-        positions: world positions of all objects [N, 3]; the height is ignored. Overwritten.
-        counts: how many of them belong to each group; sums to N.
+        positions: world positions of all objects [N, 3], which are overwritten. The height is ignored.
+        counts: number of objects in each group. The sum is N.
         agent_pos: the agent's position [3].
         agent_mat: the agent's rotation matrix [3, 3].
         conf: ``LidarConf``: ``num_bins``, ``max_dist``, ``exp_gain``, ``alias``.
@@ -34,7 +34,7 @@ def lidar(
     """
     positions[:, 2] = 0.0
     positions -= agent_pos
-    # One row vector times the matrix per object: the same BLAS call as for a single vector.
+    # Each object is one row vector times the matrix, by the same BLAS call as for a single vector.
     ego = np.matmul(positions[:, None, :], agent_mat)[:, 0]
     plane = np.empty(len(ego), dtype=complex)
     plane.real, plane.imag = ego[:, 0], ego[:, 1]
@@ -48,7 +48,7 @@ def lidar(
         obs = [0.0] * bins
         for k in range(start, start + count):
             angle, distance = angles[k], distances[k]
-            if angle >= TWO_PI:  # a negative angle below rounding; the package's index runs over here
+            if angle >= TWO_PI:  # a tiny negative angle is rounded to 2π, which breaks the package's index
                 angle = 0.0
             i = int(angle / bin_size)
             if max_dist is None:

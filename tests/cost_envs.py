@@ -34,10 +34,15 @@ class Corridor(gymnasium.Env):
 
 
 class SixValues(Corridor):
-    """Returns its cost in third place; info holds its parts."""
+    """Returns its cost in third place; info holds its parts. Counts its steps itself."""
+
+    def __init__(self, max_episode_steps=None, **options):
+        super().__init__(**options)
+        self._max_episode_steps = max_episode_steps
 
     def step(self, action):
-        observation, reward, terminated, truncated, info = super().step(action)
+        observation, reward, terminated, _, info = super().step(action)
+        truncated = self.t == self._max_episode_steps
         cost = info.pop("cost")
         parts = {"cost_a": cost, "cost_b": np.float64(self.x)}
         return observation, reward, cost, terminated, truncated, parts

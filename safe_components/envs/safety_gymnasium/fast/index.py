@@ -1,13 +1,14 @@
 """Cached indices into one MuJoCo model and its data.
 
-The package asks MuJoCo for every body, sensor and geom by name, several times a step. Here each name is
-looked up once per model; what is handed out are views of, or integer indices into, MuJoCo's own arrays.
+The package asks MuJoCo for every body, sensor and geom by name, several times a step. This index looks up
+each name once per model. It returns views of MuJoCo's own arrays, or integer indices into them.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import mujoco
 import numpy as np
 
 
@@ -18,8 +19,10 @@ class Index:
         self.model = model
         self.data = data
         self.agent_body = model.body("agent").id
-        self.agent_pos = data.xpos[self.agent_body]
-        self.agent_mat = data.xmat[self.agent_body].reshape(3, 3)
+        self.xpos: np.ndarray = data.xpos
+        self.sensordata: np.ndarray = data.sensordata
+        self.agent_pos: np.ndarray = data.xpos[self.agent_body]
+        self.agent_mat: np.ndarray = data.xmat[self.agent_body].reshape(3, 3)
         self.geom_names = [model.geom(i).name for i in range(model.ngeom)]
         own = set(agent_geom_names)
         self._agent_geoms = frozenset(i for i, name in enumerate(self.geom_names) if name in own)
@@ -30,7 +33,7 @@ class Index:
         self._jacobian = np.zeros((3, model.nv))
 
     def sensor(self, name: str) -> slice:
-        """Where the named sensor lies in ``sensordata``."""
+        """Return the place of the named sensor in ``sensordata``."""
         found = self._sensors.get(name)
         if found is None:
             i = self.model.sensor(name).id
@@ -39,7 +42,7 @@ class Index:
         return found
 
     def bodies(self, pattern: str, count: int) -> np.ndarray:
-        """Ids of the bodies ``pattern.format(i)``, ``i < count``."""
+        """Return the ids of the bodies ``pattern.format(i)``, ``i < count``."""
         found = self._bodies.get((pattern, count))
         if found is None:
             ids = [self.model.body(pattern.format(i)).id for i in range(count)]
@@ -47,7 +50,7 @@ class Index:
         return found
 
     def mocaps(self, pattern: str, count: int) -> slice | np.ndarray:
-        """Where the mocap bodies ``pattern.format(i)``, ``i < count``, lie in ``mocap_pos``."""
+        """Return the places of the mocap bodies ``pattern.format(i)``, ``i < count``, in ``mocap_pos``."""
         found = self._mocaps.get((pattern, count))
         if found is None:
             ids = self.model.body_mocapid[self.bodies(pattern, count)]
@@ -56,17 +59,17 @@ class Index:
             found = self._mocaps[pattern, count] = slice(first, first + count) if in_order else ids
         return found
 
-    def velocity(self, body: int, mj_jac_body: Any) -> np.ndarray:
-        """Cartesian velocity of a body's frame, as the Jacobian times ``qvel``."""
-        mj_jac_body(self.model, self.data, self._jacobian, None, body)
-        return np.dot(self._jacobian, self.data.qvel)
+    def velocity(self, body: int) -> np.ndarray:
+        """Return the Cartesian velocity of a body's frame, the Jacobian times ``qvel``."""
+        mujoco.mj_jacBody(self.model, self.data, self._jacobian, None, body)
+        return np.asarray(np.dot(self._jacobian, self.data.qvel))
 
     def touching(self, names: str | frozenset[str], *, but: str | None = None) -> int:
-        """Number of contacts between the agent and other geoms.
+        """Count the contacts between the agent and other geoms.
 
         Args:
-            names: names of the geoms that count, or what their names start with.
-            but: contacts in which a geom has this name are not counted.
+            names: names of the other geoms, or a prefix of their names.
+            but: name of a geom whose contacts are not counted.
         """
         if not self.data.ncon:
             return 0
@@ -83,8 +86,8 @@ class Index:
 
 
 def index_of(engine: Any, agent: Any) -> Index:
-    """The index of an engine's present model and data, made on first use."""
-    index = engine.__dict__.get("lookup")
+    """Return the index of an engine's present model and data, and make it on first use."""
+    index: Index | None = engine.__dict__.get("lookup")
     if index is None or index.data is not engine.data:
         index = engine.lookup = Index(engine.model, engine.data, agent.body_info.geom_names)
     return index

@@ -1,11 +1,10 @@
-"""Reset a world by moving its objects instead of compiling it anew.
+"""Reset a world by moving its objects instead of compiling it again.
 
-The package writes a new XML text at each reset and has MuJoCo compile it, images and meshes included, though
-between two resets only the objects' poses differ. A :class:`WorldTemplate` keeps the compiled model, and
-a reset writes the new poses into it and has MuJoCo recompute the constants that depend on them
-(``mj_setConst``, which the compiler ends with as well). The outcome is the compiler's, bit for bit; this is
-checked against the compiler at the first resets of every kind of world, and where it does not hold, resets
-compile.
+At each reset the package writes a new XML text, and MuJoCo compiles it with all images and meshes. Between
+two resets only the objects' poses differ. A ``WorldTemplate`` keeps the compiled model. A reset writes the
+new poses into it, and MuJoCo recomputes the constants that depend on them with ``mj_setConst``, as the
+compiler does. The result equals the compiler's, bit for bit. The first resets of every kind of world check
+this against the compiler. If it does not hold, resets compile.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-# The compiler leaves vectors alone whose length is this near to 1; before MuJoCo 3 it left none.
+# The compiler does not normalize vectors whose length is this near to 1. Before MuJoCo 3 it normalized all.
 _NEAR = 1e-14 if int(mujoco.__version__.partition(".")[0]) >= 3 else -1.0
 
 
@@ -27,9 +26,9 @@ class WorldTemplate:
     """A compiled world whose objects can be moved.
 
     Args:
-        model: the compiled ``MjModel``; from now on it is changed in place.
+        model: the compiled ``MjModel``, which resets change in place.
         data: its ``MjData``.
-        z_height: the height at which the agent is put.
+        z_height: the initial height of the agent.
     """
 
     def __init__(self, model: Any, data: Any, z_height: float) -> None:
@@ -42,7 +41,7 @@ class WorldTemplate:
             for name, value in _fields(model.opt).items()
         }
         self._track = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
-        # Without mass of its own, a body's inertial frame is compiled as a copy of its frame.
+        # The compiler copies the frame of a body without mass to its inertial frame.
         self._massless = (model.body_mass == 0.0) & (model.body_ipos == model.body_pos).all(axis=1)
         self._welds = np.flatnonzero(model.eq_type == mujoco.mjtEq.mjEQ_WELD)
         self._bodies: dict[str, tuple[int, int]] = {}
@@ -55,7 +54,7 @@ class WorldTemplate:
             config: the world's configuration, from ``BaseTask._build_world_config``.
         """
         model, data = self.model, self.data
-        for array, value in self._arrays:  # whatever was changed during the episode is undone
+        for array, value in self._arrays:  # undo every change since the compilation
             array[...] = value
         for name, value in self._options.items():
             setattr(model.opt, name, value)
@@ -67,10 +66,10 @@ class WorldTemplate:
             self._move_geom(name, item["pos"], _yaw(item["rot"]))
         model.body_ipos[self._massless] = model.body_pos[self._massless]
         model.body_iquat[self._massless] = model.body_quat[self._massless]
-        model.eq_data[self._welds, 6:10] = 0.0  # no pose: to be taken from those of the two bodies
-        mujoco.mj_resetData(model, data)  # the constants are taken with the mocap bodies at their start
+        model.eq_data[self._welds, 6:10] = 0.0  # no pose, so MuJoCo takes it from the two bodies
+        mujoco.mj_resetData(model, data)  # the constants need the mocap bodies at their start
         mujoco.mj_setConst(model, data)
-        # The scale of the solver's tolerance; since MuJoCo 4 it is not among those constants.
+        # This scales the solver's tolerance. Since MuJoCo 4 it is not among those constants.
         model.stat.meaninertia = _sum(model.dof_M0.tolist()) / model.nv
         mujoco.mj_resetData(model, data)
 
@@ -96,12 +95,12 @@ class WorldTemplate:
             geom = model.geom(name).id
             self._geoms[name] = geom, int(model.geom_bodyid[geom])
         geom, body = self._geoms[name]
-        model.geom_pos[geom] = model.body_ipos[body] = pos  # its only geom: the body's centre of mass
+        model.geom_pos[geom] = model.body_ipos[body] = pos  # the center of mass of its only geom
         model.geom_quat[geom] = model.body_iquat[body] = quat
 
 
 def model_arrays(model: Any) -> dict[str, np.ndarray]:
-    """Every array of a model that can be written, except for the images."""
+    """Return every writable array of a model, except for the images."""
     arrays = {name: value for name, value in _fields(model).items() if isinstance(value, np.ndarray)}
     return {
         name: value
@@ -111,12 +110,11 @@ def model_arrays(model: Any) -> dict[str, np.ndarray]:
 
 
 def differences(model: Any, other: Any) -> list[str]:
-    """Names of the arrays in which two models differ, in shape or any bit of a value.
+    """Return the names of the arrays in which two models differ, in shape or any bit of a value.
 
-    Two things on which nothing but images depends are excepted. Cameras may differ by rounding: the pose of
-    the tracking camera is computed from two axes in an order that MuJoCo's versions do not share. The
-    scene's centre and sizes, which place lights, are not compared: from MuJoCo 4 on they stay those of
-    the first world.
+    There are two exceptions, which only affect images. Cameras may differ by rounding, because MuJoCo's
+    versions compute the pose of the tracking camera from two axes in different orders. The scene's center and
+    sizes, which place lights, are not compared, because since MuJoCo 4 they stay those of the first world.
     """
     mine, others = ({**model_arrays(m), **_statistics(m)} for m in (model, other))
     return sorted(
@@ -146,23 +144,23 @@ def _fields(struct: Any) -> dict[str, Any]:
 
 
 def _sum(values: Iterable[float]) -> float:
-    """A sum from the first value to the last, as in C; Python's own compensates its rounding since 3.12."""
+    """Sum from the first value to the last, as C does; since 3.12 Python's ``sum`` compensates rounding."""
     return functools.reduce(operator.add, values, 0.0)
 
 
 def _unit(vector: list[float]) -> list[float]:
-    """A vector divided by its length, in the compiler's own order and only where it does so."""
+    """Divide a vector by its length, in the compiler's order and only where the compiler does so."""
     length = math.sqrt(_sum(x * x for x in vector))
     return vector if abs(length - 1.0) <= _NEAR else [x / length for x in vector]
 
 
 def _yaw(angle: float) -> list[float]:
-    """Quaternion of a rotation about the vertical."""
+    """Return the quaternion of a rotation about the vertical."""
     return _unit([float(np.cos(angle / 2)), 0.0, 0.0, float(np.sin(angle / 2))])
 
 
 def _track_camera(rot: float) -> tuple[list[float], list[float]]:
-    """Pose of the camera that follows the agent from behind, in the agent's frame."""
+    """Return the pose of the camera that follows the agent, in the agent's frame."""
     theta = rot + np.pi
     cos, sin = float(np.cos(theta)), float(np.sin(theta))
     x, y = _unit([cos, -sin, 0.0]), [sin, cos, 1.0]

@@ -1,27 +1,24 @@
 """Draw object layouts with the package's own random stream, in plain float arithmetic.
 
-A layout is drawn object by object, rejecting positions that are too near an earlier object, and the whole
-starts again when one object finds no place in 100 tries; crowded tasks draw thousands of positions.
+A layout is drawn object by object, and positions too near an earlier object are rejected. If an object finds
+no place in 100 tries, the whole layout starts again. Crowded tasks draw thousands of positions.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    _Base: Any = object
-else:
-    _Base = object
+from safe_components.envs.safety_gymnasium.fast.mixin import Mixin
 
 
-class FastRandomGenerator(_Base):
-    """``RandomGenerator`` whose layouts take the same draws and the same decisions, sooner."""
+class FastRandomGenerator(Mixin):
+    """A ``RandomGenerator`` that makes the same draws and decisions in less time."""
 
     def sample_layout(self) -> bool:
-        """Try once to place every object; see ``RandomGenerator.sample_layout``."""
+        """Try once to place every object, as ``RandomGenerator.sample_layout`` does."""
         uniform, margin = self.random_generator.uniform, self.placements_margin
         placed: list[tuple[float, float, float]] = []
         layout = {}
@@ -41,7 +38,7 @@ class FastRandomGenerator(_Base):
         return True
 
     def sample_goal_position(self) -> bool:
-        """Try once to place the goal among the other objects; see ``RandomGenerator``."""
+        """Try once to place the goal among the other objects, as ``RandomGenerator`` does."""
         placements, keepout = self.placements["goal"]
         x, y = self.draw_placement(placements, keepout).tolist()
         margin = self.placements_margin
@@ -65,7 +62,7 @@ class FastRandomGenerator(_Base):
 
     def _choose(self, areas: list[tuple[float, float, float, float]]) -> tuple[float, float, float, float]:
         sizes = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in areas]
-        return areas[self.random_generator.choice(len(areas), p=np.array(sizes) / np.sum(sizes))]
+        return areas[int(self.random_generator.choice(len(areas), p=np.array(sizes) / np.sum(sizes)))]
 
 
 def _is_free(x: float, y: float, near: list[tuple[float, float, float]]) -> bool:

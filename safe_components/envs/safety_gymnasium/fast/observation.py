@@ -1,4 +1,4 @@
-"""Fill a flat observation in one pass, from indices worked out once per environment."""
+"""Fill a flat observation in one pass, from indices that are computed once per environment."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from safe_components.envs.safety_gymnasium.fast_index import Index
-from safe_components.envs.safety_gymnasium.fast_lidar import lidar
+from safe_components.envs.safety_gymnasium.fast.index import Index
+from safe_components.envs.safety_gymnasium.fast.lidar import lidar
 
 
 class ObservationPlan:
-    """Where each part of a task's flat observation comes from.
+    """The source of each part of a task's flat observation.
 
-    The parts, in the order of the observation space: sensors as MuJoCo holds them, hinge angles as
-    (sin, cos), ball-joint quaternions as rotation matrices, one lidar or compass per kind of object.
+    The parts follow the order of the observation space. They are sensors as MuJoCo holds them, hinge angles
+    as (sin, cos), ball-joint quaternions as rotation matrices, and one lidar or compass per kind of object.
     """
 
     def __init__(self, task: Any, index: Index) -> None:
@@ -48,7 +48,7 @@ class ObservationPlan:
                 target += range(here.start, here.stop)
                 source += range(first, sensor.stop)
         self.size = start
-        # Objects that do not follow a body (the circle) are asked for their positions instead.
+        # Objects without a body, such as the circle, are asked for their positions instead.
         bodies = [o.ids if hasattr(o, "ids") else None for o, _ in self.lidars]
         known = [ids for ids in bodies if ids is not None]
         self.lidar_bodies = np.concatenate(known) if known and len(known) == len(bodies) else None
@@ -59,9 +59,9 @@ class ObservationPlan:
         self._matrix = np.empty(9)
 
     def fill(self, task: Any, index: Index) -> np.ndarray:
-        """The observation of the present state."""
+        """Return the observation of the present state."""
         out = np.empty(self.size)
-        sensors = index.data.sensordata
+        sensors = index.sensordata
         out[self.target] = sensors[self.source]
         if len(self.hinge_source):
             theta = sensors[self.hinge_source]
@@ -83,10 +83,10 @@ class ObservationPlan:
         if not self.lidars:
             return
         if self.lidar_bodies is not None:
-            positions = index.data.xpos[self.lidar_bodies]
+            positions = index.xpos[self.lidar_bodies]
         else:
             positions = np.concatenate([np.array(o.pos, dtype=float, ndmin=2) for o, _ in self.lidars])
         readings = lidar(positions, self.lidar_counts, index.agent_pos, index.agent_mat, task.lidar_conf)
         for (obstacle, here), reading in zip(self.lidars, readings, strict=True):
-            # Just after a button was pressed, none can be seen until the timer has run down.
+            # After a button was pressed, no button can be seen until the timer has run down.
             out[here] = 0.0 if obstacle.name == "buttons" and obstacle.timer != 0 else reading

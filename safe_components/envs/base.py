@@ -1,0 +1,47 @@
+"""The base class of environments with costs, and a check that they share."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from torchrl.data import Categorical, Composite, TensorSpec, Unbounded
+from torchrl.envs import EnvBase
+
+from safe_components import keys
+
+
+def check_counts(**counts: int) -> None:
+    """Raise ValueError for the first count that is not an integer of at least 1."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+class ConstrainedEnv(EnvBase):  # type: ignore[misc]  # torchrl has no types
+    """A TorchRL environment whose steps write a reward [..., 1] and m costs [..., m], float32."""
+
+    # Subclasses skip frames. Without this line, TorchRL would append a FrameSkipTransform and skip twice.
+    _has_frame_skip = True
+
+    def _set_specs(
+        self, observation_dim: int, action_spec: TensorSpec, costs: int, dtype: torch.dtype = torch.float32
+    ) -> None:
+        batch, device = self.batch_size, self.device
+        observation = Unbounded((*batch, observation_dim), dtype=dtype, device=device)
+        self.observation_spec = Composite({keys.OBSERVATION: observation}, shape=batch)
+        self.action_spec = action_spec
+        self.reward_spec = Composite(
+            reward=Unbounded((*batch, 1), dtype=torch.float32, device=device),
+            cost=Unbounded((*batch, costs), dtype=torch.float32, device=device),
+            shape=batch,
+        )
+        flag = Categorical(2, shape=(*batch, 1), dtype=torch.bool, device=device)
+        self.done_spec = Composite(done=flag.clone(), terminated=flag.clone(), truncated=flag, shape=batch)
+
+    @property
+    def reward_key(self) -> str:
+        """The key ``"reward"``; the cost is beside it in ``full_reward_spec``."""
+        return "reward"
+
+    def _step_proc_data(self, next_tensordict_out: TensorDictBase) -> TensorDictBase:
+        return next_tensordict_out  # subclasses write every entry, so TorchRL need not complete it
