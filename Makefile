@@ -1,4 +1,5 @@
-# Targets: make cvpo (install and train), make test, make lint, make docs, make bench-learner, make clean.
+# Targets: make cvpo (install and train), make test, make lint, make docs, make wheel-test, make bench-learner,
+# make clean.
 PYTHON ?= python3
 VENV ?= .venv
 # Another index for torch, e.g. https://download.pytorch.org/whl/cpu or .../whl/cu130
@@ -6,7 +7,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: install install-dev install-docs cvpo test lint docs bench-learner bench-peers clean
+.PHONY: install install-dev install-docs cvpo test lint docs wheel-test bench-learner bench-peers clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -48,6 +49,10 @@ docs: install-docs
 	$(BIN)/python -m sphinx -q -W --keep-going docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
+# Install the wheel into an empty environment and train with it. Takes minutes.
+wheel-test:
+	PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) .ci/wheel-test
+
 # The learner's speed beside FSRL's: docs/performance.md. FSRL imports with older versions only, so it
 # lives apart from everything else.
 bench-learner: install
@@ -63,4 +68,4 @@ bench-peers: .venv-peers/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-peers *.egg-info docs/_build
+	rm -rf $(VENV) .venv-peers *.egg-info build dist docs/_build
