@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from safe_components.estep.newton import NewtonDualSolver
-from safe_components.estep.problem import dual_problem, scale_problem
+from safe_components.estep.problem import center_estimates, dual_problem
 from safe_components.estep.solve import DualSolution, DualSolver, Infeasible
 
 
@@ -81,14 +81,18 @@ class GivenMultiplierSolver(nn.Module):
             raise ValueError(f"multiplier returned shape {tuple(lam.shape)} for {m} costs")
         if self.synchronizes and not bool((lam >= 0).all()):
             raise ValueError(f"multiplier returned {lam.tolist()}, must be at least 0")
-        reward, cost = problem.features[..., 0, :, :], problem.features[..., 1:, :, :]
-        penalized = reward - (lam[:, None, None] * cost).sum(-3)
-        start = None if init is None else (init[0], init[1][..., :0])
-        answer: DualSolution = self.solver(
-            penalized, q_cost[..., :0], epsilon, lam[:0], log_prior, infeasible=infeasible, init=start
+        cost = problem.features[..., 1:, :, :]
+        price = (lam @ cost.flatten(-2)).view(q_reward.shape)
+        penalized = problem._replace(
+            features=(problem.features[..., 0, :, :] - price).unsqueeze(-3),
+            cost_limits=problem.cost_limits[..., :0],
         )
+        start = None if init is None else (init[0], init[1][..., :0])
+        answer = self.solver.solve(penalized, infeasible, start)
         expected_cost = (answer.weight.unsqueeze(-3) * cost).sum(-1).mean(-1)
-        violation = (expected_cost - problem.cost_limits) / scale_problem(problem).spread[..., 1:]
+        *_, spread = center_estimates(cost, problem.log_prior)
+        # The second term is for rounding, if the cost is the same for all actions.
+        tolerance = self.solver.feasible_tol * spread + 1e-12 * expected_cost.abs()
         lam = lam.expand_as(expected_cost)
         return replace(
             answer,
@@ -96,6 +100,6 @@ class GivenMultiplierSolver(nn.Module):
             lam=lam,
             expected_reward=answer.expected_reward + (lam * expected_cost).sum(-1),
             expected_cost=expected_cost,
-            feasible=(violation <= self.solver.feasible_tol).all(-1),
+            feasible=(expected_cost <= problem.cost_limits + tolerance).all(-1),
             lam_clipped=torch.zeros_like(lam, dtype=torch.bool),
         )

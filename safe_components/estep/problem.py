@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -125,6 +124,24 @@ def check_values(problem: DualProblem) -> None:
         raise ValueError(f"{name} holds values that are not finite")
 
 
+def center_estimates(features: Tensor, log_prior: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Center estimates ``[..., n, B, K]`` per state and measure their spread, under the prior.
+
+    Returns:
+        The means ``[..., n, B, 1]``, the centered estimates, and the spreads ``[..., n]``.
+    """
+    if log_prior is None:
+        base = features.mean(-1, keepdim=True)
+        centered = features - base
+        entries = features.shape[-2] * features.shape[-1]
+        return base, centered, torch.linalg.vector_norm(centered, dim=(-2, -1)) / math.sqrt(entries)
+    prior = log_prior.exp().unsqueeze(-3)
+    base = (prior * features).sum(-1, keepdim=True)
+    centered = features - base
+    spread = (centered.square() * prior).sum(-1).mean(-1).sqrt()
+    return base, torch.where(prior > 0, centered, 0.0), spread
+
+
 def scale_problem(
     problem: DualProblem,
     eta_min: float = 1e-6,
@@ -153,40 +170,22 @@ def scale_problem(
         >>> scaled.center.tolist(), scaled.spread.tolist(), scaled.dual.features.tolist()
         ([2.0], [1.0], [[[-1.0, 1.0]]])
     """
-    features = problem.features
-    if problem.log_prior is None:
-        base = features.mean(-1, keepdim=True)
-        centered = features - base
-        entries = features.shape[-2] * features.shape[-1]
-        spread = torch.linalg.vector_norm(centered, dim=(-2, -1)) / math.sqrt(entries)
-    else:
-        prior = problem.log_prior.exp().unsqueeze(-3)
-        base = (prior * features).sum(-1, keepdim=True)
-        centered = features - base
-        spread = (centered.square() * prior).sum(-1).mean(-1).sqrt()
-        centered = torch.where(prior > 0, centered, 0.0)
+    base, centered, spread = center_estimates(problem.features, problem.log_prior)
     center = base.mean((-2, -1))
-    size = torch.linalg.vector_norm(base, dim=(-2, -1)) / math.sqrt(features.shape[-2])
+    size = torch.linalg.vector_norm(base, dim=(-2, -1)) / math.sqrt(base.shape[-2])
     constant = spread <= _NO_SPREAD * size
     spread = spread.masked_fill(constant, 1.0)
     inverse = ~constant / spread
     limits = (problem.cost_limits - center[..., 1:]) * inverse[..., 1:]
     dual = problem._replace(features=centered.mul_(inverse[..., None, None]), cost_limits=limits)
-    lower, upper = (
-        bound.expand_as(spread) for bound in _bounds(spread.shape[-1] - 1, eta_min, spread.device)
-    )
+    # fill_: assigning a number would copy it from the host, which a CUDA graph does not allow.
+    lower, upper = torch.zeros_like(spread), torch.full_like(spread, 1e6)
+    lower.select(-1, 0).fill_(eta_min)
     if lam_max is not None:
-        upper = torch.cat([upper[..., :1], lam_max * (spread[..., 1:] / spread[..., :1])], -1)
+        upper = lam_max * (spread / spread[..., :1])
+    upper.select(-1, 0).fill_(torch.inf)
     if stop_if_unreachable:  # the least reward that any q can have, less a spread for rounding
         below = dual.features[..., 0, :, :].amin(-1).mean(-1) - 1.0
     else:
         below = torch.full_like(spread[..., 0], -torch.inf)
     return ScaledProblem(dual, problem.cost_limits, center, spread, constant, lower, upper, below)
-
-
-@functools.cache  # a CUDA graph allows no copy from the host: made by the calls that precede its capture
-def _bounds(costs: int, eta_min: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Scaled ``lower`` and ``upper`` ``[1 + m]`` in the absence of ``lam_max``."""
-    lower = torch.tensor([eta_min, *[0.0] * costs], dtype=torch.float64, device=device)
-    upper = torch.tensor([math.inf, *[1e6] * costs], dtype=torch.float64, device=device)
-    return lower, upper

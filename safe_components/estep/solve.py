@@ -191,9 +191,19 @@ class DualSolver(nn.Module, ABC):
             ValueError: for shapes that do not fit. A solver that synchronizes also refuses ``epsilon <= 0``,
                 and limits or estimates that are not finite.
         """
+        dual = dual_problem(q_reward, q_cost, epsilon, cost_limits, log_prior)
+        return self.solve(dual, infeasible, init, q_reward.dtype)
+
+    def solve(
+        self,
+        dual: DualProblem,
+        infeasible: Infeasible = "recover",
+        init: tuple[Tensor, Tensor] | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> DualSolution:
+        """Solve a problem that is arranged already, with weights of ``dtype``; see :meth:`forward`."""
         if infeasible not in get_args(Infeasible):
             raise ValueError(f"infeasible={infeasible!r} is not one of 'recover', 'clip'")
-        dual = dual_problem(q_reward, q_cost, epsilon, cost_limits, log_prior)
         if self.synchronizes:
             check_values(dual)
         recover = infeasible == "recover"
@@ -213,11 +223,11 @@ class DualSolver(nn.Module, ABC):
         if limited and least is None and (bool(doubt.any()) if isinstance(doubt, Tensor) else doubt):
             least = self.minimize(*_recovery(problem))
         if least is None:
-            return self._solution(problem, main, nowhere, nowhere, q_reward.dtype)
+            return self._solution(problem, main, nowhere, nowhere, dtype)
         unreachable = doubt & (least.value < -self.feasible_tol)
         recovered = unreachable if recover else nowhere
         found = _pick(recovered, least, main)._replace(iterations=main.iterations + least.iterations)
-        solution = self._solution(problem, found, unreachable, recovered, q_reward.dtype)
+        solution = self._solution(problem, found, unreachable, recovered, dtype)
         # The recovery problem does not contain the reward.
         reward = (least.weight * problem.dual.features[..., 0, :, :]).sum(-1).mean(-1)
         reward = problem.center[..., 0] + problem.spread[..., 0] * reward
@@ -322,13 +332,10 @@ class DualSolver(nn.Module, ABC):
 
 def _recovery(problem: ScaledProblem) -> tuple[ScaledProblem, Tensor]:
     """The problem of the least sum of violations, in spreads, that the ball allows, and its start."""
-    # fill_ and zero_: assigning a number would copy it from the host, which a CUDA graph does not allow.
     features = problem.dual.features.clone()
     features.select(-3, 0).zero_()
     upper = (~problem.constant).to(features.dtype)
     upper.select(-1, 0).fill_(torch.inf)
-    lower = torch.zeros_like(upper)
-    lower[..., 0] = problem.lower[..., 0]
     start = upper.clone()
     start[..., 0] = (2.0 * problem.dual.epsilon).rsqrt()
     spread = problem.spread.clone()
@@ -336,7 +343,6 @@ def _recovery(problem: ScaledProblem) -> tuple[ScaledProblem, Tensor]:
     recovery = problem._replace(
         dual=problem.dual._replace(features=features),
         spread=spread,
-        lower=lower,
         upper=upper,
         unreachable_below=torch.full_like(problem.unreachable_below, -torch.inf),
     )

@@ -187,6 +187,7 @@ def test_recovery_is_the_least_violation_that_the_ball_allows(solver, m, epsilon
         solution = solver.solve(q_reward, q_cost, epsilon, limits)
         assert not bool(solution.feasible)
         assert bool(solution.recovered)
+        assert not bool(solution.lam_clipped.any())  # the bounds of a recovery are not those of the prices
         assert divergence(solution.weight) <= epsilon * (1 + 1e-3)
         assert violation(solution.weight, q_cost, limits) <= 1.01 * best
         assert float(solution.residual) <= 1e-3
