@@ -237,7 +237,7 @@ def test_all_estimates_equal():
 
 @pytest.mark.parametrize("fixed", [None, 30])
 def test_never_nan(fixed):
-    """Single states, two particles, ties, outliers, tiny and huge balls, with and without room for limits."""
+    """Single states, two particles, ties, outliers, tiny and huge balls, limits within and out of reach."""
     solve = NewtonDualSolver(fixed_iterations=fixed)
     generator = torch.Generator().manual_seed(0)
     flags = set()

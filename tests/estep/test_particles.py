@@ -76,7 +76,7 @@ def test_keys_shapes_and_dtypes(parts, device):
         assert data["particles", key].dtype == torch.float32
         assert data["particles", key].device.type == device
         assert not data["particles", key].requires_grad
-    # The particles' reference is kept apart from the behaviour's policy.
+    # The particles' reference is kept apart from the policy that collects.
     assert set(data.keys()) == {"observation", "particles"}
 
 
