@@ -82,7 +82,7 @@ class GivenMultiplierSolver(nn.Module):
         if self.synchronizes and not bool((lam >= 0).all()):
             raise ValueError(f"multiplier returned {lam.tolist()}, must be at least 0")
         cost = problem.features[..., 1:, :, :]
-        price = (lam @ cost.flatten(-2)).view(q_reward.shape)
+        price = (lam[:, None, None] * cost).sum(-3)
         penalized = problem._replace(
             features=(problem.features[..., 0, :, :] - price).unsqueeze(-3),
             cost_limits=problem.cost_limits[..., :0],
