@@ -116,8 +116,8 @@ class Loop:
                     policy_device=task.device,
                     env_device=task.env_device,
                 )
-        self._eval_env = task.evaluation_env()
         run.on_exit(collector.shutdown)
+        self._eval_env = task.evaluation_env()
         for batch in run.watch.each("collecting", collector):
             self._take(batch := batch.to(task.env_device))
             yield batch
