@@ -13,17 +13,16 @@ docs/metrics.md.
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import InteractionType, ProbabilisticTensorDictSequential, TensorDictModule
-from torchrl.modules import MLP, ProbabilisticActor
+from tensordict.nn import ProbabilisticTensorDictSequential
 
 from safe_components import keys
 from safe_components.estep import EStepProjector
 from safe_components.ops import aggregate
+from safe_components.policies import grid_actions, grid_policy
 from safe_components.training import Learner, Loop, Replay, Run, Task, launch, options, require_memory
 
 
@@ -53,43 +52,11 @@ class Config(options.OffPolicyConfig):
     multiplier: options.DualConfig = options.DualConfig()
 
 
-class GridCategorical(torch.distributions.Categorical):
-    """A categorical distribution over ``actions [K, a]``, with log-probabilities ``logits [..., K]``."""
-
-    def __init__(self, logits: torch.Tensor, actions: torch.Tensor) -> None:
-        super().__init__(logits=logits, validate_args=False)
-        self.actions = actions
-
-    @property
-    def deterministic_sample(self) -> torch.Tensor:
-        """The most probable action ``[..., a]``."""
-        return self.actions[self.logits.argmax(-1)]
-
-    def sample(self, sample_shape: Any = ()) -> torch.Tensor:
-        """Draw actions ``[*sample_shape, ..., a]``."""
-        shape = torch.Size(sample_shape)
-        index: torch.Tensor = super().sample(shape)  # type: ignore[no-untyped-call]  # PyTorch's own
-        return self.actions[index]
-
-
-def make_actions(config: Config, task: Task) -> torch.Tensor:
-    """Return all actions ``[K, a]`` of the grid."""
-    bounds = zip(task.bounds["action_low"], task.bounds["action_high"], strict=True)
-    values = [torch.linspace(float(low), float(high), config.policy.levels) for low, high in bounds]
-    return torch.tensor(list(itertools.product(*values)), device=task.device)
-
-
 def make_policy(config: Config, task: Task) -> ProbabilisticTensorDictSequential:
     """Make a policy that chooses among the actions of the grid."""
-    actions = make_actions(config, task)
-    network = MLP(task.observation_dim, len(actions), num_cells=config.policy.hidden_sizes)
-    return ProbabilisticActor(
-        TensorDictModule(network, in_keys=[keys.OBSERVATION], out_keys=["logits"]),
-        in_keys=["logits"],
-        distribution_class=GridCategorical,
-        distribution_kwargs={"actions": actions},
-        default_interaction_type=InteractionType.RANDOM,
-    ).to(task.device)
+    sizes, levels = config.policy.hidden_sizes, config.policy.levels
+    policy = grid_policy(task.observation_dim, **task.bounds, levels=levels, hidden_sizes=sizes)
+    return policy.to(task.device)
 
 
 class DiscreteCVPO(Learner):
@@ -98,7 +65,8 @@ class DiscreteCVPO(Learner):
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__()
         critics, dual = config.critics, config.multiplier
-        self.actions, self.policy = make_actions(config, task), make_policy(config, task)
+        self.actions = grid_actions(**task.bounds, levels=config.policy.levels).to(task.device)
+        self.policy = make_policy(config, task)
         self.aggregates = (critics.cost_aggregate, critics.cost_std)
         critic = critics.make(task.observation_dim, task.action_dim, task.num_costs, **task.bounds)
         self.critics = critics.make_learner(critic.to(task.device), self.policy)

@@ -1,14 +1,15 @@
 """Evaluation of the saved policy of a run, in new environments.
 
     python recipes/evaluate.py runs/cvpo-PointCircle-seed0-...
-    python recipes/evaluate.py RUN_DIR --episodes 100 --seed 7 --stochastic
+    python recipes/evaluate.py RUN_DIR --episodes 100 --seed 7 --actions sampled
     python recipes/evaluate.py RUN_DIR --video
-    python recipes/evaluate.py RUN_DIR --recipe my_cvpo.py    # trained by your own recipe
+    python recipes/evaluate.py RUN_DIR --recipe my_cvpo.py    # whose policy has a builder of its own
 
-The policy of the newest checkpoint acts in whole episodes with its mean action or with sampled actions. Any
-recipe may have trained it. The program prints reward, costs, length and the share of episodes over a limit.
-It writes each episode as a row of ``RUN_DIR/evaluation.csv``. With the seed and the number of episodes of the
-run, these are the episodes of ``eval_reward`` and ``eval_cost`` in its ``metrics.csv``.
+The policy of the newest checkpoint acts in whole episodes, first with its mean action and then with sampled
+actions. Any recipe may have trained it. The program prints reward, costs, length and the share of episodes
+over a limit. It appends each episode as a row to ``RUN_DIR/evaluation.csv``. With the seed and the number of
+episodes of the run, the episodes of the mean action are those of ``eval_reward`` and ``eval_cost`` in its
+``metrics.csv``.
 """
 
 from __future__ import annotations
@@ -17,31 +18,29 @@ import csv
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
-from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential
-from torch import nn
-from torchrl.checkpoint import Checkpoint, CheckpointRotation
-from torchrl.envs import ExplorationType, set_exploration_type
 
 from safe_components.training import (
     RecipeConfig,
     Task,
     evaluate,
     explained_errors,
-    load_config,
+    load_policy,
     options,
+    overlay,
     record_video,
     with_run,
 )
 from safe_components.training.config import read_run, validate
-from safe_components.training.recipes import load_recipe, recipe_file
+from safe_components.training.deploy import find_policy
+from safe_components.training.recipes import load_recipe
 
 _MOST_COPIES = 50  # environments that are stepped together; for more episodes, each runs several
+ACTIONS = {"mean": "mean action", "sampled": "sampled actions"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,92 +50,33 @@ class Config:
     run_dir: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
     """directory of the run"""
     recipe: Path | None = None
-    """file of the recipe that trained the policy; None takes the recipe of this package that the run names"""
+    """file that registers the builder of the policy; None if the policy is one of this package"""
     episodes: options.Count = 20
-    """number of episodes; a number above 50 is rounded up to a multiple of 50"""
+    """number of episodes of each kind; a number above 50 is rounded up to a multiple of 50"""
     seed: options.Whole = 0
     """seed of the environments and of the sampled actions"""
-    stochastic: bool = False
-    """sample actions, as in training, instead of taking the mean action"""
+    actions: Literal["both", "mean", "sampled"] = "both"
+    """the mean action, sampled actions as in training, or both, one after the other"""
     video: bool = False
     """write a video of episodes to RUN_DIR/video.mp4 (video.gif without imageio-ffmpeg)"""
     video_episodes: options.Count = 3
-    """number of episodes in the video"""
+    """number of episodes in the video, of the mean action unless --actions is sampled"""
     device: str = "cpu"
     """device of the policy"""
     traceback: bool = False
     """show the traceback of an error instead of one line"""
 
 
-class Sampled(nn.Module):
-    """A policy that samples its actions under any exploration type."""
-
-    def __init__(self, policy: nn.Module) -> None:
-        super().__init__()
-        self.policy = policy
-
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Sample an action."""
-        with set_exploration_type(ExplorationType.RANDOM):
-            return self.policy(tensordict)
-
-
-def find_recipe(run_dir: Path, file: Path | None = None) -> ModuleType:
-    """Import the recipe of a run.
-
-    Args:
-        run_dir: directory of the run.
-        file: file of the recipe. None takes the recipe of this package that ``config.yaml`` names, because a
-            run directory holds no code.
-
-    Raises:
-        FileNotFoundError: if ``config.yaml`` or the file does not exist.
-        ValueError: if the run is of an older layout, or if the recipe is missing or has no ``make_policy``.
-    """
-    name = str(read_run(run_dir).get("recipe"))
-    try:
-        file = recipe_file(name) if file is None else file
-    except FileNotFoundError as error:
-        raise ValueError(f"{run_dir}: {error}; name the recipe's file with --recipe FILE") from None
-    recipe = load_recipe(file)
-    if not hasattr(recipe, "make_policy"):
-        raise ValueError(f"{file} has no make_policy(config, task), which evaluation needs")
-    return recipe
-
-
-def load_policy(
-    run_dir: Path, recipe: ModuleType, config: RecipeConfig, task: Task
-) -> tuple[nn.Module, Path]:
-    """Return the policy of the newest checkpoint and the path of the checkpoint; restore ``task.norm``.
-
-    Raises:
-        FileNotFoundError: if there is no checkpoint yet.
-        ValueError: if the checkpoint lacks the policy or the scaling of its observations.
-    """
-    path = CheckpointRotation(run_dir / "checkpoint", keep_last=1).latest()
-    if path is None:
-        raise FileNotFoundError(
-            f"{run_dir} holds no checkpoint yet: one is written every {config.run.checkpoint_interval} "
-            "frames, and when the run ends or is stopped with Ctrl-C"
-        )
-    policy = recipe.make_policy(config, task)
-    parts = {"policy": policy, "norm": task.norm}
-    if missing := [name for name in parts if name not in Checkpoint.manifest(path)["components"]]:
-        raise ValueError(f"{path} lacks {' and '.join(missing)}: pass both to Run(..., policy=..., norm=...)")
-    Checkpoint(**parts).load(path, map_location=task.device)
-    return policy, path
-
-
-def summary(ended: Mapping[str, torch.Tensor], limits: Sequence[float]) -> str:
+def summary(ended: Mapping[str, torch.Tensor], limits: Mapping[str, float]) -> str:
     """Return the mean, the standard deviation and the range over episodes, with one line per quantity.
 
     Args:
         ended: ``reward`` ``[n]``, ``cost`` ``[n, m]`` and ``length`` ``[n]``, as ``evaluate`` returns them.
-        limits: limits on the cost of an episode, m numbers.
+        limits: limits on the cost of an episode by the names of the costs.
     """
     rows = {"reward": ended["reward"]}
-    for index, limit in enumerate(limits):
-        rows[f"{_cost_name(index)} (limit {limit:g})"] = ended["cost"][:, index]
+    for (name, limit), cost in zip(limits.items(), ended["cost"].unbind(-1), strict=True):
+        rows[f"{name} (limit {limit:g})"] = cost
     rows["length"] = ended["length"]
     title = f"over {len(ended['reward'])} episodes"
     lines = [f"{title:<24}{'mean':>10}{'std':>10}{'min':>10}{'max':>10}"]
@@ -146,63 +86,102 @@ def summary(ended: Mapping[str, torch.Tensor], limits: Sequence[float]) -> str:
     return "\n".join([*lines, f"{'over a limit':<24}{float(_over(ended, limits).mean()):>10.0%}"])
 
 
-def write_csv(path: Path, ended: Mapping[str, torch.Tensor], limits: Sequence[float]) -> None:
-    """Write one row per episode: ``episode, reward, cost, cost_1, ..., length, over_limit`` (0 or 1)."""
-    names = ["episode", "reward", *(_cost_name(i) for i in range(len(limits))), "length", "over_limit"]
-    columns = [
+def columns(limits: Mapping[str, float]) -> list[str]:
+    """Return the names of the columns of ``evaluation.csv``."""
+    return ["action", "seed", "checkpoint", "episode", "reward", *limits, "length", "over_limit"]
+
+
+def append_csv(
+    path: Path, labels: Sequence[object], ended: Mapping[str, torch.Tensor], limits: Mapping[str, float]
+) -> None:
+    """Append one row per episode, in the form of :func:`columns`.
+
+    Args:
+        path: file to append to; it is made if it does not exist.
+        labels: the kind of action, the seed and the checkpoint.
+        ended: episodes, as ``evaluate`` returns them.
+        limits: limits on the cost of an episode by the names of the costs.
+    """
+    numbers = [
         ended["reward"][:, None],
         ended["cost"],
         ended["length"][:, None],
         _over(ended, limits)[:, None],
     ]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("a", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
-        out.writerow(names)
-        for episode, row in enumerate(torch.cat(columns, -1).tolist(), start=1):
-            out.writerow([episode, *(f"{number:.8g}" for number in row)])
+        if not file.tell():
+            out.writerow(columns(limits))
+        for episode, row in enumerate(torch.cat(numbers, -1).tolist(), start=1):
+            out.writerow([*labels, episode, *(f"{number:.8g}" for number in row)])
 
 
-def _cost_name(index: int) -> str:
-    return f"cost_{index}" if index else "cost"
+def _over(ended: Mapping[str, torch.Tensor], limits: Mapping[str, float]) -> torch.Tensor:
+    return (ended["cost"] > torch.tensor(list(limits.values()), dtype=torch.float64)).any(-1).double()
 
 
-def _over(ended: Mapping[str, torch.Tensor], limits: Sequence[float]) -> torch.Tensor:
-    return (ended["cost"] > torch.tensor(limits, dtype=torch.float64)).any(-1).double()
+def _refuse_other_columns(path: Path, limits: Mapping[str, float]) -> None:
+    if path.is_file() and path.stat().st_size:
+        with path.open(encoding="utf-8") as file:
+            found = file.readline().strip().split(",")
+        if found != columns(limits):
+            raise ValueError(f"{path} has other columns ({', '.join(found)}): move it away, then repeat")
+
+
+def _setting(plain: Any, path: str) -> Any:
+    """Return a setting, or a group of settings, of a saved configuration; None if it is missing."""
+    for name in path.split("."):
+        plain = plain.get(name) if isinstance(plain, Mapping) else None
+    return plain
 
 
 def main(config: Config) -> None:
-    """Evaluate the policy, print a summary, and write the files."""
-    recipe = find_recipe(config.run_dir, config.recipe)
-    trained = load_config(recipe.Config, config.run_dir)
+    """Evaluate the policy, print a summary for each kind of action, and write the files."""
+    saved = read_run(config.run_dir)
+    if config.recipe is not None:
+        load_recipe(config.recipe)  # it registers the builder of its policy
+    # Every recipe has these settings.
+    shared = {path: _setting(saved["config"], path) for path in ("env", "budget.cost_limit", "run.threads")}
+    trained = overlay(RecipeConfig(), shared, str(config.run_dir / "config.yaml"))
     copies = min(config.episodes, _MOST_COPIES)
     settings = with_run(trained, eval_episodes=copies, seed=config.seed, device=config.device)
     validate(settings)
-    task = Task(settings)
-    policy, checkpoint = load_policy(config.run_dir, recipe, settings, task)
-    if config.stochastic and not isinstance(policy, ProbabilisticTensorDictSequential):
-        raise ValueError(f"the policy of {trained.recipe} is deterministic: omit --stochastic")
-    policy = Sampled(policy) if config.stochastic else policy
+    checkpoint = find_policy(config.run_dir).relative_to(config.run_dir).parts[1]
+    policies = {
+        kind: load_policy(config.run_dir, deterministic=kind == "mean", device=config.device)
+        for kind in (ACTIONS if config.actions == "both" else [config.actions])
+    }
+    if not isinstance(next(iter(policies.values())).module.policy, ProbabilisticTensorDictSequential):
+        if config.actions == "sampled":
+            raise ValueError(f"the policy of {saved['recipe']} is deterministic: omit --actions sampled")
+        policies.pop("sampled", None)
 
-    ended = evaluate(policy, task.evaluation_env(), config.episodes, seed=config.seed)
-    kind = "sampled actions" if config.stochastic else "mean action"
-    print(f"{checkpoint}: {trained.recipe} on {trained.env.id}, {kind}, seed {config.seed}")
-    print(summary(ended, trained.budget.cost_limit))
+    task = Task(settings)
+    limits = {f"cost{name}": limit for name, limit in zip(task.cost_suffixes, task.limits, strict=True)}
     path = config.run_dir / "evaluation.csv"
-    write_csv(path, ended, trained.budget.cost_limit)
-    print(path)
+    _refuse_other_columns(path, limits)
+    said = str(path)
+    for kind, policy in policies.items():
+        env = task.evaluation_env(scaled=False)
+        ended = evaluate(policy, env, config.episodes, seed=config.seed)
+        print(f"{checkpoint}: {saved['recipe']} on {trained.env.id}, {ACTIONS[kind]}, seed {config.seed}")
+        print(summary(ended, limits))
+        try:
+            append_csv(path, (kind, config.seed, checkpoint), ended, limits)
+        except OSError as error:  # a read-only directory, for example
+            said = f"nothing was written: {error}"
+    print(said)
     if config.video:
-        with set_exploration_type(ExplorationType.DETERMINISTIC):
-            print(
-                record_video(
-                    policy,
-                    task.norm.clone().cpu(),
-                    trained.env,
-                    config.run_dir / "video",
-                    episodes=config.video_episodes,
-                    seed=config.seed,
-                    device=task.device,
-                )
+        print(
+            record_video(
+                next(iter(policies.values())),
+                trained.env,
+                config.run_dir / "video",
+                episodes=config.video_episodes,
+                seed=config.seed,
+                device=task.device,
             )
+        )
 
 
 def run(arguments: Sequence[str] | None = None) -> None:

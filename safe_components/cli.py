@@ -1,9 +1,10 @@
-"""The command ``safe-components``, which lists, runs and copies recipes.
+"""The command ``safe-components``, which lists, runs and copies recipes, and exports trained policies.
 
     safe-components list
     safe-components run cvpo --env.id PointCircle --cost-limit 10
     safe-components copy cvpo my_cvpo.py
     safe-components run my_cvpo.py --env.id PointCircle
+    safe-components export RUN_DIR policy.onnx
 
 ``run`` is equivalent to ``python RECIPE.py OPTIONS``. ``python -m safe_components`` is the same command.
 """
@@ -38,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: with status 1 and one line if a recipe, a settings file or a path does not exist, or if a
             copy would overwrite a file. Any other mistake gives status 2 and the usage.
     """
-    parser = argparse.ArgumentParser(prog="safe-components", description="List, run and copy recipes.")
+    parser = argparse.ArgumentParser(
+        prog="safe-components", description="List, run and copy recipes; export policies."
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -54,13 +57,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "file", metavar="FILE", type=Path, help="path of the copy; an existing file is not overwritten"
     )
 
+    export = commands.add_parser("export", help="export the policy of a run")
+    export.add_argument("run_dir", metavar="RUN_DIR", help="run, checkpoint, or file of a policy")
+    export.add_argument(
+        "file",
+        metavar="FILE",
+        type=Path,
+        help=".pt2 (torch.export) or .onnx; an existing file is not overwritten",
+    )
+    export.add_argument("--sampled", action="store_true", help="sample actions instead of taking the mean")
+
     given = parser.parse_args(arguments)
     if given.command == "list":
         _list()
     elif given.command == "run":
         _run(given.recipe, given.options)
-    else:
+    elif given.command == "copy":
         _copy(given.name, given.file)
+    else:
+        _export(given.run_dir, given.file, given.sampled)
 
 
 def _list() -> None:
@@ -102,6 +117,17 @@ def _copy(name: str, file: Path) -> None:
     except OSError as error:
         raise SystemExit(f"error: {file}: {error.strerror}") from None
     print(f"copied {source} to {file}")
+
+
+def _export(run_dir: str, file: Path, sampled: bool) -> None:
+    # The other commands need nothing of this and start at once without it.
+    from safe_components.training import explained_errors, export_policy, load_policy
+
+    with explained_errors(traceback=False):
+        if file.exists():
+            raise FileExistsError(f"{file} exists and is not overwritten")
+        export_policy(load_policy(run_dir, deterministic=not sampled), file)
+    print(f"exported {run_dir} to {file}")
 
 
 def _find(name: str, paths: dict[str, Path], what: str) -> Path:

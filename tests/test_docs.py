@@ -36,16 +36,16 @@ def test_code_blocks_run_in_order(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     scope = {"__name__": "__docs__"}
-    # The tutorial's commands are short and lead up to its code; those of other pages train for hours.
-    kinds = "python|sh" if page.name == "ablations.md" else "python"
+    # The commands of these pages are short and lead up to their code; those of other pages train for hours.
+    kinds = "python|sh" if page.name in ("ablations.md", "deploy.md") else "python"
     for block in re.finditer(rf"^```({kinds})\n(.*?)^```", page.read_text(), re.M | re.S):
         line = page.read_text()[: block.start()].count("\n") + 1
         if block[1] == "python":
             exec(compile("\n" * line + block[2], str(page), "exec"), scope)
         else:
             words = shlex.split(block[2].replace("\\\n", ""))
-            assert words[0] == "python"
-            subprocess.run([sys.executable, *words[1:]], check=True)
+            program = {"python": [], "safe-components": ["-m", "safe_components"]}[words[0]]
+            subprocess.run([sys.executable, *program, *words[1:]], check=True)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names)
@@ -81,6 +81,7 @@ def accept(tmp_path, monkeypatch):
         raise Planned
 
     monkeypatch.setattr(study, "check_limits", planned)
+    monkeypatch.setattr(cli, "_export", lambda *words: None)  # there is no run
 
     def accept_recipe(file, words):
         if file.stem == "study":
@@ -148,7 +149,7 @@ def options():
     for config in (study.Config(), *(load_recipe(recipe_file(name)).Config() for name in RECIPES)):
         add(config)
     others = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(evaluate.Config)}
-    return found | {option: {} for option in others | {"--set", "--list", "--help"}}
+    return found | {option: {} for option in others | {"--set", "--list", "--help", "--sampled"}}
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.stem != "CHANGELOG"], ids=names)

@@ -1,16 +1,26 @@
-"""Policies: Gaussian with full or diagonal covariance, squashed Gaussian, deterministic."""
+"""Policies: Gaussian with full or diagonal covariance, squashed Gaussian, deterministic, categorical."""
 
+from safe_components.policies.deployed import DeployedPolicy
 from safe_components.policies.deterministic import TanhBounds, deterministic_policy
 from safe_components.policies.distribution import CholeskyNormal
 from safe_components.policies.gaussian import Covariance, GaussianNet, gaussian_policy
+from safe_components.policies.grid import GridCategorical, grid_actions, grid_policy
+from safe_components.policies.registry import build_policy, policy_builder, policy_description
 from safe_components.policies.tanh_gaussian import tanh_gaussian_policy
 
 __all__ = [
     "CholeskyNormal",
     "Covariance",
+    "DeployedPolicy",
     "GaussianNet",
+    "GridCategorical",
     "TanhBounds",
+    "build_policy",
     "deterministic_policy",
     "gaussian_policy",
+    "grid_actions",
+    "grid_policy",
+    "policy_builder",
+    "policy_description",
     "tanh_gaussian_policy",
 ]

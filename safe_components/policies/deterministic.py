@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from safe_components import keys
 from safe_components.ops import action_bounds
 from safe_components.policies.mlp import mlp
+from safe_components.policies.registry import policy_builder
 
 
 class TanhBounds(nn.Module):
@@ -45,6 +46,7 @@ class TanhBounds(nn.Module):
         return self.center + self.half_range * raw.tanh()
 
 
+@policy_builder
 def deterministic_policy(
     observation_dim: int,
     action_low: Sequence[float] | Tensor,

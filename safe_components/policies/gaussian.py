@@ -17,6 +17,7 @@ from safe_components import keys
 from safe_components.ops import action_bounds
 from safe_components.policies.distribution import CholeskyNormal
 from safe_components.policies.mlp import mlp
+from safe_components.policies.registry import policy_builder
 
 Covariance = Literal["full", "diagonal"]
 
@@ -125,6 +126,7 @@ class GaussianNet(nn.Module):
         return loc.view(*lead, n), scale_tril.view(*lead, n, n)
 
 
+@policy_builder
 def gaussian_policy(
     observation_dim: int,
     action_low: Sequence[float] | Tensor,

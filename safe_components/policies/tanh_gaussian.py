@@ -13,8 +13,10 @@ from torchrl.modules import ProbabilisticActor, TanhNormal
 from safe_components import keys
 from safe_components.ops import action_bounds
 from safe_components.policies.mlp import mlp
+from safe_components.policies.registry import policy_builder
 
 
+@policy_builder
 def tanh_gaussian_policy(
     observation_dim: int,
     action_low: Sequence[float] | Tensor,

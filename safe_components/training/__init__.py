@@ -13,6 +13,7 @@ from safe_components.training.config import (
     with_value,
 )
 from safe_components.training.curves import plot_curves, read_metrics
+from safe_components.training.deploy import export_policy, load_policy, save_policy
 from safe_components.training.evaluation import evaluate
 from safe_components.training.execution import ExecutionConfig, GraphedUpdate, execute
 from safe_components.training.exploration import with_noise
@@ -55,10 +56,12 @@ __all__ = [
     "evaluate",
     "execute",
     "explained_errors",
+    "export_policy",
     "fit_observation_norm",
     "launch",
     "leaves",
     "load_config",
+    "load_policy",
     "memory_needed",
     "observation_norm",
     "options",
@@ -70,6 +73,7 @@ __all__ = [
     "record_video",
     "require_finite",
     "require_memory",
+    "save_policy",
     "scale_steps",
     "validate",
     "with_noise",

@@ -1,4 +1,4 @@
-"""Evaluation of the deterministic policy in environments of its own."""
+"""Evaluation of a policy over whole episodes, in environments of its own."""
 
 from __future__ import annotations
 
@@ -16,22 +16,28 @@ def evaluate(
     episodes: int,
     seed: int | None = None,
     max_steps: int = 1_000_000,
+    *,
+    deterministic: bool = True,
 ) -> dict[str, torch.Tensor]:
-    """Return the undiscounted reward and costs of whole episodes with the policy's deterministic action.
+    """Return the undiscounted reward and costs of whole episodes.
 
     Each of the environment's copies runs from a reset until ``episodes`` episodes have ended. An episode
     counts only if it is among the first ``ceil(episodes / copies)`` of its copy. Short episodes are
     therefore not over-represented.
 
     Args:
-        policy: policy that writes the action; it runs under ``ExplorationType.DETERMINISTIC``.
+        policy: policy that writes the action.
         env: environment of batch size [] or [N], whose steps write ``reward`` [..., 1] and ``cost`` [..., m].
         episodes: number of episodes, which is rounded up to a multiple of N.
-        seed: seed of the first reset, which makes evaluations comparable; None does not reseed.
+        seed: seed of the first reset and of sampled actions, which makes evaluations comparable; None does
+            not reseed. PyTorch's generators are left as they were.
         max_steps: largest number of steps per copy, which guards against endless episodes.
+        deterministic: whether the policy runs under ``ExplorationType.DETERMINISTIC`` (for a Gaussian, the
+            mean action) instead of ``RANDOM`` (sampled actions).
 
     Returns:
-        ``reward`` [episodes], ``cost`` [episodes, m] (undiscounted sums) and ``length`` [episodes].
+        ``reward`` [episodes], ``cost`` [episodes, m] (undiscounted sums) and ``length`` [episodes] (steps of
+        the policy).
 
     Raises:
         ValueError: if ``episodes`` is below 1.
@@ -39,13 +45,16 @@ def evaluate(
     """
     if episodes < 1:
         raise ValueError(f"episodes is {episodes}, must be at least 1")
-    if seed is not None:
-        env.set_seed(seed)
     weight = next(policy.parameters(), None)
     policy_device = env.device if weight is None else weight.device
     copies = env.batch_size.numel()
     per_copy = -(-episodes // copies)
-    with set_exploration_type(ExplorationType.DETERMINISTIC):
+    kind = ExplorationType.DETERMINISTIC if deterministic else ExplorationType.RANDOM
+    cuda = [policy_device] if policy_device.type == "cuda" else []
+    with torch.random.fork_rng(cuda), set_exploration_type(kind):
+        if seed is not None:
+            torch.manual_seed(seed)
+            env.set_seed(seed)
         state = env.reset()
         sums: torch.Tensor | None = None
         finished: list[torch.Tensor] = []

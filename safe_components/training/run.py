@@ -8,6 +8,7 @@ import math
 import platform
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from importlib.metadata import PackageNotFoundError, version
@@ -20,8 +21,10 @@ import yaml
 from torchrl.checkpoint import Checkpoint, CheckpointRotation, GlobalRNGState
 from tqdm import tqdm
 
+from safe_components.policies import policy_description
 from safe_components.training.config import CONFIG_FILE, LAYOUT, config_to_dict
 from safe_components.training.curves import plot_curves
+from safe_components.training.deploy import PolicyFile
 from safe_components.training.interrupt import StopRequest
 from safe_components.training.metrics import MetricsWriter
 from safe_components.training.options import RecipeConfig
@@ -108,6 +111,8 @@ class Run:
     def __init__(self, config: RecipeConfig, **components: Any) -> None:
         self.config = config
         self._clock = _Clock()
+        if {"policy", "norm"} <= components.keys():
+            components |= _policy_file(config, **components)
         self._checkpoint = Checkpoint(clock=self._clock, rng=GlobalRNGState(), **components)
         self._saved_at = -1
         self._stop, self._exits = StopRequest(), ExitStack()
@@ -234,6 +239,20 @@ class Run:
                 f"stopped by {type(error).__name__} at {self.frames} frames and {self.updates} updates; "
                 + (f"the last checkpoint is kept: {kept}" if kept else "no checkpoint had been written yet")
             )
+
+
+def _policy_file(config: RecipeConfig, policy: Any, norm: Any, **_: Any) -> dict[str, PolicyFile]:
+    """Return the component that writes the file of the policy; none, with a warning, if it cannot be made."""
+    if policy_description(policy) is None:
+        warnings.warn(
+            "checkpoints will hold no policy that load_policy and evaluate can read: decorate the function "
+            "that makes it with safe_components.policies.policy_builder",
+            stacklevel=3,
+        )
+        return {}
+    plain = config_to_dict(config)
+    about = {"recipe": config.recipe, "env": plain["env"], "cost_limit": plain["budget"]["cost_limit"]}
+    return {"deployable": PolicyFile(policy, norm, about)}
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torchrl.envs import Compose, EnvBase, ObservationNorm, RewardSum, Transform
 from safe_components import keys
 from safe_components.envs import make_env
 from safe_components.training.normalize import fit_observation_norm, observation_norm, scale_steps
-from safe_components.training.options import RecipeConfig
+from safe_components.training.options import RecipeConfig, cost_suffixes
 
 __all__ = ["Task"]
 
@@ -31,6 +31,8 @@ class Task:
         device: device of the networks and the replay buffer.
         env_device: device of the environments in this process.
         observation_dim, action_dim, num_costs: sizes of an observation, an action and a vector of costs.
+        limits: limits on the costs of an episode, one per cost.
+        cost_suffixes: what names each cost at the end of a metric; see `cost_suffixes`.
         bounds: ``action_low`` and ``action_high``, in the form that policies and critics take.
         norm: TorchRL's ``ObservationNorm``, which is the identity until :meth:`warm_up` fits it.
 
@@ -57,10 +59,11 @@ class Task:
         self.num_costs: int = self._eval_env.full_reward_spec_unbatched["cost"].shape[-1]
         self.bounds = {"action_low": action_space.low.cpu(), "action_high": action_space.high.cpu()}
         self.norm = observation_norm(self.observation_dim).to(self.env_device)
-        limits = config.budget.cost_limit
-        if len(limits) != self.num_costs:
+        self.limits = config.budget.cost_limit
+        self.cost_suffixes = cost_suffixes(env.cost_keys, self.num_costs)
+        if len(self.limits) != self.num_costs:
             raise ValueError(
-                f"cost_limit holds {len(limits)} limits, but {env.id} has {self.num_costs} costs"
+                f"cost_limit holds {len(self.limits)} limits, but {env.id} has {self.num_costs} costs"
             )
 
     @property
@@ -99,9 +102,14 @@ class Task:
         fit_observation_norm(self.norm, random[keys.OBSERVATION])
         return scale_steps(self.norm, random)
 
-    def evaluation_env(self) -> EnvBase:
-        """Return the environments for evaluation, which scale observations by the current :attr:`norm`."""
-        return TransformedEnv(self._eval_env, self.norm.clone())
+    def evaluation_env(self, *, scaled: bool = True) -> EnvBase:
+        """Return the environments for evaluation.
+
+        Args:
+            scaled: whether they scale observations by the current :attr:`norm`, as a policy in training
+                expects. A policy from `load_policy` takes raw observations.
+        """
+        return TransformedEnv(self._eval_env, self.norm.clone()) if scaled else self._eval_env
 
 
 def _training_env(make: Callable[..., EnvBase], norm: ObservationNorm, settings: dict[str, Any]) -> EnvBase:

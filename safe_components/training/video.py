@@ -13,7 +13,6 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
-from torchrl.envs.transforms import ObservationNorm
 
 from safe_components import keys
 from safe_components.envs import make_env, safety_gymnasium_ids
@@ -33,7 +32,6 @@ _SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")
 
 def record_video(
     policy: Callable[[TensorDictBase], TensorDictBase],
-    norm: ObservationNorm,
     config: EnvConfig,
     stem: Path,
     *,
@@ -44,8 +42,7 @@ def record_video(
     """Record successive episodes of ``policy``, with captions of the step, the reward and the costs so far.
 
     Args:
-        policy: policy that writes the action, under the exploration type set around this call.
-        norm: transform that scales the observations for the policy.
+        policy: policy that reads raw observations and writes the action, such as one from `load_policy`.
         config: configuration of the environment; one copy of the environment is made.
         stem: path of the file without its suffix, which is ``.mp4`` if ``imageio-ffmpeg`` is installed and
             ``.gif`` otherwise.
@@ -61,7 +58,7 @@ def record_video(
     """
     env = _rendered_env(config, seed)
     try:
-        return _write(_frames(policy, norm, env, episodes, torch.device(device)), stem)
+        return _write(_frames(policy, env, episodes, torch.device(device)), stem)
     finally:
         env.close()
 
@@ -92,7 +89,6 @@ def _rendered_env(config: EnvConfig, seed: int) -> EnvBase:
 @torch.no_grad()
 def _frames(
     policy: Callable[[TensorDictBase], TensorDictBase],
-    norm: ObservationNorm,
     env: EnvBase,
     episodes: int,
     device: torch.device,
@@ -101,8 +97,7 @@ def _frames(
         state, done = env.reset(), False
         steps, reward, costs = 0, 0.0, torch.zeros(env.full_reward_spec["cost"].shape[-1])
         while not done:
-            # A copy is scaled, because the environment renders in its own units.
-            action = policy(norm(state.clone()).to(device))[keys.ACTION]
+            action = policy(state.to(device))[keys.ACTION]
             step = env.step(state.set(keys.ACTION, action.to(env.device)))["next"]
             steps, reward, costs = steps + 1, reward + float(step["reward"]), costs + step["cost"]
             said = ", ".join(f"{cost:g}" for cost in costs.tolist())

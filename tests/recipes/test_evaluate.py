@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,9 @@ import discrete_cvpo
 import evaluate
 import ppo_lag
 import td3_lag
-from safe_components.training import EnvConfig, observation_norm, read_metrics, video
+from safe_components.policies import registry
+from safe_components.training import EnvConfig, read_metrics, video
+from safe_components.training.recipes import load_recipe
 
 RECIPES = {recipe.Config.recipe: recipe for recipe in (cvpo, discrete_cvpo, td3_lag, ppo_lag)}
 RUN = {"seed": 3, "total_frames": 800, "eval_interval": 200, "eval_episodes": 5, "checkpoint_interval": 200}
@@ -41,19 +44,25 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def run_dir(runs, tmp_path):
-    """A copy of the PPO run, to be damaged."""
-    return Path(shutil.copytree(runs["ppo_lag"], tmp_path / "run"))
+    """A copy of the PPO run, not evaluated yet, to be damaged."""
+    ignored = shutil.ignore_patterns("evaluation.csv")
+    return Path(shutil.copytree(runs["ppo_lag"], tmp_path / "run", ignore=ignored))
 
 
-def rows_of(run_dir):
+def rows_of(run_dir, action=None):
+    """The rows of one kind of action, or all of them."""
     with (run_dir / "evaluation.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+        return [row for row in csv.DictReader(file) if action in (None, row["action"])]
+
+
+def numbers(rows):
+    return [(row["reward"], row["cost"], row["length"]) for row in rows]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_the_last_evaluation_of_training_is_repeated(runs, recipe, capsys):
     evaluate.run([str(runs[recipe]), "--episodes", "5", "--seed", "3"])
-    rows, seen = rows_of(runs[recipe]), read_metrics(runs[recipe] / "metrics.csv")
+    rows, seen = rows_of(runs[recipe], "mean"), read_metrics(runs[recipe] / "metrics.csv")
     assert [row["episode"] for row in rows] == ["1", "2", "3", "4", "5"]
     for name in ("reward", "cost"):
         mean = np.mean([float(row[name]) for row in rows])
@@ -65,24 +74,72 @@ def test_the_last_evaluation_of_training_is_repeated(runs, recipe, capsys):
 
 
 def test_the_newest_checkpoint_counts(run_dir):
-    evaluate.run([str(run_dir), "--episodes", "5", "--seed", "3"])
-    newest = rows_of(run_dir)
+    arguments = [str(run_dir), "--episodes", "5", "--seed", "3", "--actions", "mean"]
+    evaluate.run(arguments)
     shutil.rmtree(run_dir / "checkpoint" / "checkpoint-000000000800")
-    evaluate.run([str(run_dir), "--episodes", "5", "--seed", "3"])
-    assert rows_of(run_dir) != newest
+    evaluate.run(arguments)
+    newest, before = rows_of(run_dir)[:5], rows_of(run_dir)[5:]
+    assert {row["checkpoint"] for row in newest} == {"checkpoint-000000000800"}
+    assert {row["checkpoint"] for row in before} == {"checkpoint-000000000600"}
+    assert numbers(newest) != numbers(before)
     seen = read_metrics(run_dir / "metrics.csv")
     assert seen["frames"].tolist() == [600, 800]
-    assert np.mean([float(row["reward"]) for row in rows_of(run_dir)]) == pytest.approx(
+    assert np.mean([float(row["reward"]) for row in before]) == pytest.approx(
         seen["eval_reward"][0], rel=1e-6
     )
 
 
-def test_sampled_actions_repeat_with_their_seed_and_differ_from_the_mean(run_dir):
-    seen = {}
-    for name, flags in {"mean": [], "a": ["--stochastic"], "b": ["--stochastic"]}.items():
-        evaluate.run([str(run_dir), "--episodes", "4", *flags])
-        seen[name] = rows_of(run_dir)
-    assert seen["a"] == seen["b"] != seen["mean"]
+def test_both_kinds_of_action_are_reported_and_every_evaluation_is_kept(run_dir, capsys):
+    evaluate.run([str(run_dir), "--episodes", "4"])
+    said = capsys.readouterr().out
+    assert said.index("mean action, seed 0") < said.index("sampled actions, seed 0")
+    evaluate.run([str(run_dir), "--episodes", "4", "--actions", "sampled"])
+    evaluate.run([str(run_dir), "--episodes", "2", "--seed", "7"])
+    rows = rows_of(run_dir)
+    assert [(row["action"], row["seed"], row["episode"]) for row in rows] == [
+        *(("mean", "0", str(i)) for i in (1, 2, 3, 4)),
+        *(("sampled", "0", str(i)) for i in (1, 2, 3, 4)),
+        *(("sampled", "0", str(i)) for i in (1, 2, 3, 4)),
+        *(("mean", "7", str(i)) for i in (1, 2)),
+        *(("sampled", "7", str(i)) for i in (1, 2)),
+    ]
+    mean, sampled, again = numbers(rows[:4]), numbers(rows[4:8]), numbers(rows[8:12])
+    assert sampled == again != mean  # sampled actions repeat with their seed
+    assert {row["length"] for row in rows} == {"50"}
+
+
+def test_a_deterministic_policy_has_no_sampled_actions(runs, tmp_path):
+    directory = shutil.copytree(runs["td3_lag"], tmp_path / "run")
+    (directory / "evaluation.csv").unlink(missing_ok=True)
+    evaluate.run([str(directory), "--episodes", "2"])
+    assert [row["action"] for row in rows_of(directory)] == ["mean", "mean"]
+
+
+def test_a_read_only_run_is_evaluated_and_nothing_is_written(run_dir, capsys, monkeypatch):
+    before = sorted(run_dir.rglob("*"))
+
+    def refuse(path, *labels):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(evaluate, "append_csv", refuse)
+    evaluate.run([str(run_dir), "--episodes", "2"])
+    said = capsys.readouterr().out
+    assert "over 2 episodes" in said
+    assert re.search(r"nothing was written: .*Read-only file system: '.*evaluation\.csv'$", said.strip())
+    assert sorted(run_dir.rglob("*")) == before
+
+
+def test_a_file_with_other_columns_is_refused_before_the_work(run_dir):
+    (run_dir / "evaluation.csv").write_text("episode,reward,cost,length,over_limit\n1,2,3,4,0\n")
+    fails(r"evaluation\.csv has other columns \(episode, reward.*\): move it away", run_dir)
+
+
+def test_several_costs_keep_their_names(tmp_path):
+    flags = ["--env.cost-keys", "walls", "speed", "--cost-limit", "5", "10"]
+    directory = trained(ppo_lag, tmp_path / "run", *flags)
+    evaluate.run([str(directory), "--episodes", "2"])
+    names = ["reward", "cost_walls", "cost_speed", "length", "over_limit"]
+    assert list(rows_of(directory)[0]) == ["action", "seed", "checkpoint", "episode", *names]
 
 
 def test_a_summary_by_hand():
@@ -91,20 +148,20 @@ def test_a_summary_by_hand():
         "cost": torch.tensor([[20.0, 0.0], [40.0, 2.0]], dtype=torch.float64),
         "length": torch.tensor([50.0, 50.0]),
     }
-    lines = evaluate.summary(ended, [25.0, 5.0]).splitlines()
+    lines = evaluate.summary(ended, {"cost_walls": 25.0, "cost_speed": 5.0}).splitlines()
     assert [line.split()[-4:] for line in lines[1:5]] == [
         ["2.00", "1.00", "1.00", "3.00"],
         ["30.00", "10.00", "20.00", "40.00"],
         ["1.00", "1.00", "0.00", "2.00"],
         ["50.00", "0.00", "50.00", "50.00"],
     ]
-    assert lines[2].startswith("cost (limit 25)")
-    assert lines[3].startswith("cost_1 (limit 5)")
+    assert lines[2].startswith("cost_walls (limit 25)")
+    assert lines[3].startswith("cost_speed (limit 5)")
     assert lines[5].split()[-1] == "50%"
 
 
 def test_many_episodes_share_the_environments(run_dir):
-    evaluate.run([str(run_dir), "--episodes", "60"])
+    evaluate.run([str(run_dir), "--episodes", "60", "--actions", "mean"])
     assert len(rows_of(run_dir)) == 100  # rounded up to a multiple of 50
 
 
@@ -182,7 +239,7 @@ def test_nothing_to_render_is_one_line_after_the_numbers(tmp_path, registered):
     directory = trained(ppo_lag, tmp_path / "run", "--env.id", "Blind-v0")
     with pytest.raises(SystemExit, match=r"^error: Blind-v0 cannot be rendered here \("):
         evaluate.run([str(directory), "--episodes", "2", "--video"])
-    assert len(rows_of(directory)) == 2
+    assert len(rows_of(directory, "mean")) == 2
 
 
 def test_safety_gymnasium_renders(tmp_path):
@@ -217,7 +274,7 @@ def test_frames_go_to_imageio_ffmpeg_where_it_is_installed(tmp_path, monkeypatch
     monkeypatch.setattr(video, "imageio_ffmpeg", types.SimpleNamespace(write_frames=write_frames))
     idle = lambda data: data.set("action", torch.zeros(2))  # noqa: E731
     config = EnvConfig(id="PointCircle", frame_skip=1, max_episode_steps=7)
-    written = video.record_video(idle, observation_norm(4), config, tmp_path / "video", episodes=2)
+    written = video.record_video(idle, config, tmp_path / "video", episodes=2)
     assert written == tmp_path / "video.mp4"
     assert [len(frame) for frame in received if frame is not None] == [320 * 320 * 3] * 14
 
@@ -243,21 +300,8 @@ def test_errors_are_one_line(run_dir, runs, tmp_path):
     fails("episodes is 0, must be at least 1", run_dir, "--episodes", "0")
     fails("video_episodes is 0", run_dir, "--video-episodes", "0")
     fails("finds . CUDA devices", run_dir, "--device", "cuda:99")
-    fails("td3_lag is deterministic: omit --stochastic", runs["td3_lag"], "--stochastic")
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("sarsa", "there is no recipe 'sarsa' in .*; name the recipe's file with --recipe FILE"),
-        ("../cvpo", r"there is no recipe '\.\./cvpo' in "),
-        ("study", r"study\.py has no make_policy"),
-        ("evaluate", r"evaluate\.py is not a recipe: it holds no Config"),
-    ],
-)
-def test_an_unknown_recipe(run_dir, name, said):
-    change(run_dir, recipe=name)
-    fails(said, run_dir)
+    words = ("--actions", "sampled")
+    fails("td3_lag is deterministic: omit --actions sampled", runs["td3_lag"], *words)
 
 
 def change(run_dir, **entries):
@@ -265,19 +309,36 @@ def change(run_dir, **entries):
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | entries))
 
 
-def test_a_recipe_of_ones_own_is_named_by_its_file_and_never_by_the_run(run_dir, tmp_path, capsys):
-    own = tmp_path / "my_ppo.py"
-    text = Path(ppo_lag.__file__).read_text()
-    own.write_text(text.replace('recipe: ClassVar[str] = "ppo_lag"', 'recipe: ClassVar[str] = "my_ppo"'))
-    shutil.copy(own, run_dir)
-    change(run_dir, recipe="my_ppo")
-    fails("there is no recipe 'my_ppo'", run_dir)
-    evaluate.run([str(run_dir), "--episodes", "5", "--seed", "3", "--recipe", str(own)])
-    assert "my_ppo on PointCircle" in capsys.readouterr().out
+def test_neither_the_recipe_nor_its_name_is_needed(run_dir, capsys):
+    change(run_dir, recipe="no_such_recipe")
+    evaluate.run([str(run_dir), "--episodes", "5", "--seed", "3"])
+    assert "no_such_recipe on PointCircle" in capsys.readouterr().out
     seen = read_metrics(run_dir / "metrics.csv")["eval_reward"][-1]
-    assert np.mean([float(row["reward"]) for row in rows_of(run_dir)]) == pytest.approx(seen, rel=1e-6)
-    fails("belongs to a run of my_ppo, not of ppo_lag", run_dir, "--recipe", ppo_lag.__file__)
-    fails("nowhere.py: no such file", run_dir, "--recipe", "nowhere.py")
+    mean = np.mean([float(row["reward"]) for row in rows_of(run_dir, "mean")])
+    assert mean == pytest.approx(seen, rel=1e-6)
+
+
+def test_a_policy_of_ones_own_needs_the_file_of_its_builder(tmp_path, monkeypatch):
+    """The builder is registered where it is decorated: in the process that evaluates, by ``--recipe``."""
+    own, text = tmp_path / "my_ppo.py", Path(ppo_lag.__file__).read_text()
+    head, tail = text.split("def make_policy")
+    own.write_text(
+        head
+        + "from safe_components.policies import gaussian_policy, policy_builder\n\n"
+        + "@policy_builder\ndef my_policy(observation_dim, action_low, action_high):\n"
+        + "    return gaussian_policy.__wrapped__(observation_dim, action_low, action_high)\n\n"
+        + "def make_policy(config, task):\n    return my_policy(task.observation_dim, **task.bounds)\n\n\n"
+        + "def _replaced"
+        + tail
+    )
+    directory = trained(load_recipe(own), tmp_path / "run")
+    monkeypatch.delitem(registry._BUILDERS, "my_policy")
+    fails("no policy builder 'my_policy' is registered", directory)
+    load_recipe.cache_clear()
+    evaluate.run([str(directory), "--episodes", "2", "--recipe", str(own)])
+    assert len(rows_of(directory)) == 4
+    fails("nowhere.py: no such file", directory, "--recipe", "nowhere.py")
+    fails(r"evaluate\.py is not a recipe: it holds no Config", directory, "--recipe", evaluate.__file__)
 
 
 def test_a_run_of_an_older_layout_is_refused_by_name(run_dir):
@@ -285,20 +346,11 @@ def test_a_run_of_an_older_layout_is_refused_by_name(run_dir):
     fails(r"config\.yaml has layout 1, but this version .* reads layout 2", run_dir)
 
 
-def test_a_checkpoint_without_policy_or_norm(run_dir):
-    for name in ("checkpoint-000000000600", "checkpoint-000000000800"):
-        manifest = run_dir / "checkpoint" / name / "manifest.json"
-        assert manifest.is_file()
-        text = manifest.read_text()
-        manifest.write_text(text.replace('"norm"', '"scaling"'))
-    fails("lacks norm: pass both to Run", run_dir)
-
-
 def test_no_checkpoint_yet(run_dir):
     shutil.rmtree(run_dir / "checkpoint")
-    fails("holds no checkpoint yet: one is written every 200 frames", run_dir)
+    fails("holds no checkpoint yet: one is written every", run_dir)
 
 
 def test_the_configuration_of_an_environment_with_one_copy():
     with pytest.raises(ValueError, match="cannot be rendered here"):
-        video.record_video(None, None, EnvConfig(id="Acrobat-v0", num_envs=4), Path("unused"))
+        video.record_video(None, EnvConfig(id="Acrobat-v0", num_envs=4), Path("unused"))

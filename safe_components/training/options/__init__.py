@@ -7,6 +7,7 @@ from safe_components.training.options.budget import (
     Multiplier,
     PIDConfig,
 )
+from safe_components.training.options.device import usable_device
 from safe_components.training.options.estep import DualConfig, EStepConfig
 from safe_components.training.options.mstep import (
     CopyConfig,
@@ -39,7 +40,7 @@ from safe_components.training.options.ranges import (
     Sizes,
     Whole,
 )
-from safe_components.training.options.run import EnvConfig, RecipeConfig, RunConfig
+from safe_components.training.options.run import EnvConfig, RecipeConfig, RunConfig, cost_suffixes
 
 __all__ = [
     "BudgetConfig",
@@ -77,4 +78,6 @@ __all__ = [
     "TrustRegion",
     "TrustRegionConfig",
     "Whole",
+    "cost_suffixes",
+    "usable_device",
 ]

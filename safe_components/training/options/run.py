@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import torch
 import tyro
 
 from safe_components.training.options.budget import BudgetConfig
+from safe_components.training.options.device import usable_device
 from safe_components.training.options.ranges import Count, Whole
 
-__all__ = ["EnvConfig", "RecipeConfig", "RunConfig"]
+__all__ = ["EnvConfig", "RecipeConfig", "RunConfig", "cost_suffixes"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,28 @@ class EnvConfig:
             'my_package-My-Task-v0'
         """
         return re.sub(r"[^\w.-]+", "-", self.id)
+
+
+def cost_suffixes(cost_keys: Sequence[str], num_costs: int) -> list[str]:
+    """Return what names each cost signal at the end of a metric, such as ``episode_cost``.
+
+    A single cost needs no name. Several costs keep the names of ``env.cost_keys``, without a leading
+    ``cost_``. If one key stands for several costs, these are numbered.
+
+    Args:
+        cost_keys: entries of the environment's info that hold the costs.
+        num_costs: m, the number of costs.
+
+    Example:
+        >>> cost_suffixes(("cost_hazards", "speed"), 2), cost_suffixes(("cost",), 1)
+        (['_hazards', '_speed'], [''])
+        >>> cost_suffixes(("cost",), 3)
+        ['', '_1', '_2']
+    """
+    names = ["_" + re.sub(r"\W+", "_", key.removeprefix("cost_")) for key in cost_keys]
+    if num_costs > 1 and len(set(names)) == num_costs:
+        return names
+    return ["", *(f"_{index}" for index in range(1, num_costs))]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,16 +104,7 @@ class RunConfig:
 
     def validate(self, config: RecipeConfig) -> None:
         """Raise ValueError unless the device exists."""
-        try:
-            device = torch.device(self.device)
-        except RuntimeError:
-            raise ValueError(f"device is {self.device!r}, must be cpu, cuda, cuda:1, ...") from None
-        found = torch.cuda.device_count()
-        if device.type == "cuda" and (device.index or 0) >= found:
-            raise ValueError(
-                f"device is {self.device}, but PyTorch {torch.__version__} finds {found} CUDA devices here; "
-                "use --device cpu, or install a CUDA build"
-            )
+        usable_device(self.device)
 
 
 @dataclasses.dataclass(frozen=True)
