@@ -30,6 +30,7 @@ from safe_components.estep import (
 from safe_components.lagrangian import Multiplier
 from safe_components.mstep import MStepLoss
 from safe_components.training import (
+    Diagnosis,
     Learner,
     Loop,
     Replay,
@@ -181,11 +182,14 @@ def main(config: Config) -> CVPO:
             replay.extend(loop.warm_up(config.critics.n_step + 1))
             for _ in range(config.critics.warmup_updates):
                 learner.critics.update(replay.transitions())
+        diagnosis = Diagnosis(learner.policy, learner.particles, learner.estep, gamma=config.critics.gamma)
         for steps in loop.collect():
             replay.extend(steps)
             learner.observe(loop.episode_costs, run.frames)
+            loop.record(diagnosis.before(steps))
             for _ in loop.updates_due():
                 loop.record(update(*replay.sample()))
+            loop.record(diagnosis.after())
             loop.report(shown=("lambda", "eta", "kl_mean"))
     return learner
 

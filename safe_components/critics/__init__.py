@@ -1,5 +1,11 @@
 """Batched Q ensembles, their temporal-difference loss, and the targets that the loss learns from."""
 
+from safe_components.critics.calibration import (
+    Calibration,
+    CalibrationMoments,
+    calibration,
+    calibration_moments,
+)
 from safe_components.critics.constrained import ConstrainedQEnsemble, CriticPair
 from safe_components.critics.learner import CriticLearner
 from safe_components.critics.n_step import n_step_transform, n_step_transitions
@@ -11,6 +17,8 @@ from safe_components.critics.td_loss import COST_SIGNAL, REWARD_SIGNAL, Signal, 
 __all__ = [
     "COST_SIGNAL",
     "REWARD_SIGNAL",
+    "Calibration",
+    "CalibrationMoments",
     "ConstrainedQEnsemble",
     "Copy",
     "CriticLearner",
@@ -20,6 +28,8 @@ __all__ = [
     "Signal",
     "TDLoss",
     "TargetSmoothing",
+    "calibration",
+    "calibration_moments",
     "n_step_transform",
     "n_step_transitions",
 ]

@@ -8,6 +8,7 @@ from safe_components.estep.newton import NewtonDualSolver
 from safe_components.estep.particles import ParticleSampler
 from safe_components.estep.problem import DualProblem, ScaledProblem, dual_problem, scale_problem
 from safe_components.estep.projector import EStepProjector
+from safe_components.estep.promise import Promise
 from safe_components.estep.slsqp import SLSQPDualSolver
 from safe_components.estep.solve import DualSolution, DualSolver, Infeasible, Minimum, minimum_at
 
@@ -23,6 +24,7 @@ __all__ = [
     "Minimum",
     "NewtonDualSolver",
     "ParticleSampler",
+    "Promise",
     "SLSQPDualSolver",
     "ScaledProblem",
     "dual_problem",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
@@ -114,7 +114,7 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
         """Write the particles, their scores and the reference distribution."""
         loc, scale_tril = self._reference(tensordict)
         action = loc.unsqueeze(-2) + self._noise(loc) @ scale_tril.mT
-        q_reward, q_cost = self._scores(tensordict.get(self.in_keys[0]), action)
+        q_reward, q_cost = self.scores(tensordict.get(self.in_keys[0]), action)
         values = (action, q_reward, q_cost, loc, scale_tril)
         for key, value in zip(self.out_keys, values, strict=True):
             tensordict.set(key, value)
@@ -137,9 +137,28 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
         noise = torch.randn(*loc.shape[:-1], draws, loc.shape[-1], dtype=loc.dtype, device=loc.device)
         return torch.cat([noise, -noise], dim=-2) if self.antithetic else noise
 
-    def _scores(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """``q_reward`` ``[B, K]`` and ``q_cost`` ``[B, K, m]``, reduced over the members."""
+    def critic_snapshot(self) -> TensorDictBase | None:
+        """Return a copy of the parameters that score the particles; None for a critic without any."""
         critic, params = self._critic
+        if params is None:
+            if not isinstance(critic, nn.Module):
+                return None
+            params = TensorDict.from_module(critic)
+        return params.detach().clone()
+
+    @torch.no_grad()
+    def scores(
+        self, observation: Tensor, action: Tensor, params: TensorDictBase | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``q_reward`` ``[B, K]`` and ``q_cost`` ``[B, K, m]``, reduced over the members.
+
+        Args:
+            observation: ``[B, o]``.
+            action: ``[B, K, a]``.
+            params: parameters of the critic, such as a :meth:`critic_snapshot`; None takes the present ones.
+        """
+        critic, own = self._critic
+        params = own if params is None else params
         module: Any = critic
         with swapped(module, params):
             scores = critic(observation, action)

@@ -146,9 +146,33 @@ class EStepProjector(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the weights of the particles and keep the solution."""
-        q_reward = tensordict.get(self.in_keys[0])
-        q_cost = tensordict.get(self.in_keys[1])
+        q_reward, q_cost = tensordict.get(self.in_keys[0]), tensordict.get(self.in_keys[1])
         log_prior = tensordict.get(self.log_prior_key, None)
+        solution = self.solve(q_reward, q_cost, log_prior, warm_start=self.warm_start)
+        self._solution = solution
+        # The multipliers of a recovery belong to another problem, and a bound says nothing about the next.
+        useless = solution.recovered | solution.eta_at_min
+        self.eta.copy_(solution.eta).masked_fill_(useless, torch.nan)
+        self.lam.copy_(solution.lam).masked_fill_(useless, torch.nan)
+        return tensordict.set(self.out_keys[0], solution.weight)
+
+    @torch.no_grad()
+    def solve(
+        self,
+        q_reward: Tensor,
+        q_cost: Tensor,
+        log_prior: Tensor | None = None,
+        *,
+        warm_start: bool = False,
+    ) -> DualSolution:
+        """Return the solution for these estimates, and keep nothing of it.
+
+        Args:
+            q_reward: ``[B, K]``.
+            q_cost: ``[B, K, m]``.
+            log_prior: ``[B, K]``; None is uniform.
+            warm_start: start from the multipliers of the last call of the module.
+        """
         m = self.cost_limits.shape[0]
         if q_cost.ndim == q_reward.ndim + 1 and q_cost.shape[-1] != m:
             raise ValueError(
@@ -160,15 +184,9 @@ class EStepProjector(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict 
         keywords: dict[str, object] = {}
         if self._takes_infeasible:
             keywords["infeasible"] = self.infeasible
-        if self._takes_init and self.warm_start:
+        if self._takes_init and warm_start:
             keywords["init"] = (self.eta, self.lam)
-        solution = self.solver(q_reward, q_cost, self.epsilon, self.cost_limits, log_prior, **keywords)
-        self._solution = solution
-        # The multipliers of a recovery belong to another problem, and a bound says nothing about the next.
-        useless = solution.recovered | solution.eta_at_min
-        self.eta.copy_(solution.eta).masked_fill_(useless, torch.nan)
-        self.lam.copy_(solution.lam).masked_fill_(useless, torch.nan)
-        return tensordict.set(self.out_keys[0], solution.weight)
+        return self.solver(q_reward, q_cost, self.epsilon, self.cost_limits, log_prior, **keywords)
 
     def _check_finite(self, q_reward: Tensor, q_cost: Tensor, log_prior: Tensor | None) -> None:
         for key, value in zip(self.in_keys, (q_reward, q_cost), strict=True):

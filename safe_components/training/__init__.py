@@ -14,6 +14,7 @@ from safe_components.training.config import (
 )
 from safe_components.training.curves import plot_curves, read_metrics
 from safe_components.training.deploy import export_policy, load_policy, save_policy
+from safe_components.training.diagnosis import Diagnosis
 from safe_components.training.evaluation import evaluate
 from safe_components.training.execution import ExecutionConfig, GraphedUpdate, execute
 from safe_components.training.exploration import with_noise
@@ -35,6 +36,7 @@ from safe_components.training.video import record_video
 
 __all__ = [
     "Averages",
+    "Diagnosis",
     "EnvConfig",
     "EpisodeStatistics",
     "ExecutionConfig",
