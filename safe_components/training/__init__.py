@@ -12,7 +12,7 @@ from safe_components.training.config import (
     with_run,
     with_value,
 )
-from safe_components.training.curves import plot_curves, read_metrics
+from safe_components.training.curves import plot_curves, plot_diagnosis, read_metrics
 from safe_components.training.deploy import export_policy, load_policy, save_policy
 from safe_components.training.diagnosis import Diagnosis
 from safe_components.training.evaluation import evaluate
@@ -70,6 +70,7 @@ __all__ = [
     "overlay",
     "parse_config",
     "plot_curves",
+    "plot_diagnosis",
     "read_metrics",
     "read_settings",
     "record_video",

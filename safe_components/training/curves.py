@@ -1,15 +1,17 @@
-"""Learning curves of reward and cost, with the cost limits."""
+"""Pictures of a run: learning curves with the cost limits, and the diagnosis of its improvements."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-__all__ = ["plot_curves", "read_metrics"]
+__all__ = ["plot_curves", "plot_diagnosis", "read_metrics"]
 
 
 def read_metrics(path: Path) -> dict[str, np.ndarray]:
@@ -63,3 +65,56 @@ def plot_curves(
     axes[-1].legend(fontsize=8)
     figure.suptitle(title)
     figure.savefig(output, dpi=110)
+
+
+def plot_diagnosis(metrics_file: Path, limits: Sequence[float], output: Path, title: str = "") -> None:
+    """Draw the links of the policy improvement: promise and delivery, episodes, and calibration.
+
+    Args:
+        metrics_file: ``metrics.csv`` of a run of CVPO.
+        limits: the cost limit of each cost signal; the first one is drawn.
+        output: picture to write; its suffix determines the format.
+        title: title above the picture.
+
+    Raises:
+        ValueError: if the file holds no diagnosis.
+    """
+    run = read_metrics(metrics_file)
+    if "promised_reward" not in run:
+        raise ValueError(f"{metrics_file} holds no column promised_reward: only CVPO writes a diagnosis")
+    figure = Figure(figsize=(13, 6.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 3, sharex=True)
+    for row, name in zip(axes, ("reward", "cost"), strict=True):
+        color = "C0" if name == "reward" else "C3"
+        gain, episodes, slope = row
+        for link, style in (("promised", "-"), ("delivered", ":")):
+            _line(gain, run, f"{link}_{name}", color=color, linestyle=style, label=link)
+        gain.axhline(0.0, color="black", linewidth=0.8)
+        gain.set_ylabel(f"change of the {name}, in spreads")
+        _line(episodes, run, f"episode_{name}", color=color, label="episodes")
+        episodes.set_ylabel(f"episode {name}")
+        _line(slope, run, f"slope_{name}", color=color, label="slope")
+        if f"slope_{name}" in run:
+            error = run[f"slope_error_{name}"]
+            below, above = run[f"slope_{name}"] - error, run[f"slope_{name}"] + error
+            slope.fill_between(run["frames"], below, above, color=color, alpha=0.2, linewidth=0)
+        slope.axhline(1.0, color="black", linestyle="--", linewidth=1.2, label="right")
+        slope.axhline(0.0, color="black", linewidth=0.8, label="noise")
+        slope.set_ylim(-0.5, 2.0)
+        slope.set_ylabel(f"calibration of the {name}'s critic")
+    axes[1][1].axhline(limits[0], color="black", linestyle="--", linewidth=1.2, label=f"limit {limits[0]:g}")
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    for axis in axes[1]:
+        axis.set_xlabel("environment frames")
+    figure.suptitle(title)
+    figure.savefig(output, dpi=110)
+
+
+def _line(axis: Axes, run: Mapping[str, np.ndarray], name: str, **style: Any) -> None:
+    """Draw the points that exist of a column."""
+    if name in run:
+        there = np.isfinite(run[name])
+        axis.plot(run["frames"][there], run[name][there], **style)

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from safe_components.policies import policy_description
 from safe_components.training.config import CONFIG_FILE, LAYOUT, config_to_dict
-from safe_components.training.curves import plot_curves
+from safe_components.training.curves import plot_curves, plot_diagnosis, read_metrics
 from safe_components.training.deploy import PolicyFile
 from safe_components.training.interrupt import StopRequest
 from safe_components.training.metrics import MetricsWriter
@@ -71,7 +71,7 @@ class Run:
     - ``metrics.csv``: one row per iteration.
     - ``checkpoint/``: the two newest checkpoints in TorchRL's ``Checkpoint`` format. Each is written under
       another name and then renamed, so a killed process never leaves half a checkpoint.
-    - ``curves.png``: the learning curves.
+    - ``curves.png``: the learning curves; CVPO adds ``diagnosis.png`` (docs/diagnosis.md).
     - one directory per logger.
 
     A run is a context. At a normal end, and after Ctrl-C, it saves a checkpoint and draws the curves. After
@@ -208,14 +208,13 @@ class Run:
             return path
 
     def draw(self) -> None:
-        """Draw ``curves.png`` from the rows written so far."""
-        if self._metrics.path.stat().st_size:
-            plot_curves(
-                [self._metrics.path],
-                self.config.budget.cost_limit,
-                self.directory / "curves.png",
-                title=f"{self.config.env.id}, seed {self.config.run.seed}",
-            )
+        """Draw ``curves.png`` from the rows written so far, and ``diagnosis.png`` if they hold one."""
+        path, limits = self._metrics.path, self.config.budget.cost_limit
+        title = f"{self.config.env.id}, seed {self.config.run.seed}"
+        if path.stat().st_size:
+            plot_curves([path], limits, self.directory / "curves.png", title)
+            if "promised_reward" in read_metrics(path):
+                plot_diagnosis(path, limits, self.directory / "diagnosis.png", title)
 
     def __enter__(self) -> Run:
         self._stop.__enter__()
