@@ -1,6 +1,14 @@
 """Fixtures that tests of several folders share."""
 
+import os
+
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Triton reads this when TensorDict imports it: its kernels then run in Python, on CPU tensors.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from small_runs import train
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,10 @@ from safe_components.estep.dual import dual_terms
 from safe_components.estep.kkt import kkt_residual
 from safe_components.estep.problem import ScaledProblem
 from safe_components.estep.solve import DualSolver, Minimum, minimum_at
+
+_HAS_TRITON = find_spec("triton") is not None
+# Compute capabilities that do half as many operations in float64 as in float32: P100, V100, A100, H100, B200.
+_FAST_FLOAT64 = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))
 
 
 class NewtonDualSolver(DualSolver):
@@ -24,10 +30,16 @@ class NewtonDualSolver(DualSolver):
     no branch depends on a value, so a CUDA graph can capture the call. Problems that have converged stand
     still, hence both modes give the same answer. In that mode arguments are not checked for their values.
 
+    With ``fused`` the fixed mode of CUDA tensors is a single Triton kernel, in which one program solves one
+    problem. It stops when its problem has converged. The tensor version is used where Triton is not
+    installed, for more than 4 costs, for more than 4,096 particles, and on a GPU that is slow in float64
+    (the consumer cards).
+
     Args:
         tol: KKT residual at which a problem counts as solved.
         max_iterations: evaluations after which the adaptive mode gives up (``converged`` is then false).
         fixed_iterations: evaluations of the mode without synchronization; ``None`` is the adaptive mode.
+        fused: whether the fixed mode may be one Triton kernel on CUDA.
         eta_min: lower bound of ``η``, in spreads of the reward.
         lam_max: upper bound of every ``λ_i``, reward per cost; ``None`` is ``1e6 s_r / s_i``.
         feasible_tol: violation, in spreads of the costs, up to which limits count as met.
@@ -49,6 +61,7 @@ class NewtonDualSolver(DualSolver):
         tol: float = 1e-9,
         max_iterations: int = 100,
         fixed_iterations: int | None = None,
+        fused: bool = False,
         eta_min: float = 1e-6,
         lam_max: float | None = None,
         feasible_tol: float = 1e-6,
@@ -59,12 +72,18 @@ class NewtonDualSolver(DualSolver):
                 raise ValueError(f"{name}={value} must be at least 1")
         self.max_iterations = max_iterations
         self.fixed_iterations = fixed_iterations
+        self.fused = fused
         self.synchronizes = fixed_iterations is None
 
     def minimize(self, problem: ScaledProblem, start: Tensor) -> Minimum:
         """See :meth:`~safe_components.estep.solve.DualSolver.minimize`."""
         if self.synchronizes and start.ndim == 1:
             return minimize_one(problem, start, self.tol, self.max_iterations)
+        if self.fused and self.fixed_iterations and _is_fusible(problem):
+            # Imported here, because Triton may be missing.
+            from safe_components.estep._newton_triton import minimize_all
+
+            return minimize_all(problem, start, self.tol, self.fixed_iterations)
         dual, lower, upper, point = problem.dual, problem.lower, problem.upper, start
         value, gradient, hessian, *_ = dual_terms(dual, point[..., 0], point[..., 1:])
         radius = torch.ones_like(value)
@@ -89,6 +108,14 @@ class NewtonDualSolver(DualSolver):
             radius = torch.where(accept, (4.0 * radius).clamp_max(1.0), 0.25 * torch.minimum(radius, size))
             iterations = iterations + ~done
         return minimum_at(problem, point, iterations)
+
+
+def _is_fusible(problem: ScaledProblem) -> bool:
+    """Return whether a single Triton kernel can solve each problem, and does so quickly."""
+    features = problem.dual.features
+    if not _HAS_TRITON or not features.is_cuda or features.shape[-3] > 5 or features.shape[-1] > 4096:
+        return False
+    return torch.cuda.get_device_capability(features.device) in _FAST_FLOAT64
 
 
 def _newton_step(

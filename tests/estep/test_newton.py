@@ -148,10 +148,11 @@ def test_the_projector_leaves_the_host_alone_with_such_a_solver(kind, level, dev
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
-def test_the_fixed_mode_replays_in_a_cuda_graph():
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_fixed_mode_replays_in_a_cuda_graph(fused):
     q_reward, q_cost, limits = (x.cuda() for x in example(2))
     epsilon = torch.tensor(0.1, dtype=torch.float64, device="cuda")
-    solve = NewtonDualSolver(fixed_iterations=20)
+    solve = NewtonDualSolver(fixed_iterations=20, fused=fused)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(3):
