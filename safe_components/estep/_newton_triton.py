@@ -7,8 +7,9 @@ problem has converged, where the tensor version stands still. ``tests/laws/test_
 equal; Triton's interpreter (``TRITON_INTERPRET=1``) runs the kernel on a CPU.
 """
 
+# In a kernel, tuples grow and numbers are tensors; Triton itself has no types.
 # mypy: disable-error-code="assignment, misc, no-untyped-call, no-untyped-def, untyped-decorator"
-# (in a kernel, tuples grow and numbers are tensors)
+# mypy: disable-error-code="var-annotated"
 
 from __future__ import annotations
 

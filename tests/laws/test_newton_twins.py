@@ -1,6 +1,10 @@
 """``_newton_host.py`` and ``_newton_triton.py`` are fast twins of ``newton.py``: the same steps."""
 
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -216,6 +220,16 @@ def test_the_kernel_is_an_operator_of_pytorch():
     lower, upper, start = double([1e-6, 0.0]), double([torch.inf, 1e6]), double([1.0, 0.0])
     arguments = (features, None, double(0.1), double([0.0]), lower, upper, double(-torch.inf), start, 1e-9, 1)
     torch.library.opcheck(_newton_triton._minimize, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+@needs_triton
+def test_the_kernel_compiles_for_a_gpu(tmp_path):
+    """The interpreter runs Python that the compiler refuses, so both are needed."""
+    script = Path(__file__).with_name("compile_kernel.py")
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) > 0
 
 
 @pytest.mark.parametrize("installed", [False, True])
