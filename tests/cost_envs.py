@@ -44,7 +44,7 @@ class SixValues(Corridor):
         observation, reward, terminated, _, info = super().step(action)
         truncated = self.t == self._max_episode_steps
         cost = info.pop("cost")
-        parts = {"cost_a": cost, "cost_b": np.float64(self.x)}
+        parts = {"cost_a": cost, "cost_b": np.float64(abs(self.x))}
         return observation, reward, cost, terminated, truncated, parts
 
 

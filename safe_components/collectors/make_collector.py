@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import multiprocessing
+import random
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal
@@ -51,7 +53,8 @@ def make_collector(
 
     **Seeds.** Without workers, ``seed`` seeds the environment, and the policy samples from torch's global
     generator. With workers, ``numpy.random.SeedSequence(seed).generate_state(num_workers)[i]`` seeds the
-    environment and the global torch generator of worker i. Without ``seed``, fresh entropy seeds them.
+    environment and the global generators of torch, NumPy and Python in worker i. Without ``seed``, fresh
+    entropy seeds them.
 
     Args:
         make_env_fn: called without arguments in each worker. With workers it must be picklable, for example
@@ -115,7 +118,10 @@ def make_collector(
             "episodes: leave the seed out there and pass it to make_collector(seed=...)"
         )
     states = np.random.SeedSequence(seed).generate_state(num_workers)
-    factories = [functools.partial(_in_worker, make_env_fn, int(state)) for state in states]
+    factories = [
+        functools.partial(_in_worker, make_env_fn, int(state), f"worker {i} of {num_workers}")
+        for i, state in enumerate(states)
+    ]
     if backend == "ray":
         if importlib.util.find_spec("ray") is None:
             raise ImportError("backend='ray' needs Ray: pip install 'safe_components[ray]'")
@@ -143,7 +149,10 @@ def _seeded(make_env_fn: Callable[[], EnvBase], seed: int | None) -> EnvBase:
     return env
 
 
-def _in_worker(make_env_fn: Callable[[], EnvBase], seed: int) -> EnvBase:
-    # A forked worker would start from its parent's generator and act like the other workers.
+def _in_worker(make_env_fn: Callable[[], EnvBase], seed: int, name: str) -> EnvBase:
+    multiprocessing.current_process().name = name  # errors of environments hold it
+    # A forked worker would start from its parent's generators and act like the other workers.
     torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
     return _seeded(make_env_fn, seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from tensordict import TensorDictBase
 from torchrl.data import Categorical, Composite, TensorSpec, Unbounded
@@ -15,6 +17,21 @@ def check_counts(**counts: int) -> None:
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+
+
+class EnvironmentFailure(RuntimeError):
+    """An environment raised an error, which is the ``__cause__``; the message says which copy and when."""
+
+
+def checked_seed(seed: int) -> int:
+    """Return the seed as a Python integer, or raise ValueError if it is negative or no integer."""
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if number < 0 or isinstance(seed, bool):
+        raise ValueError(f"seed must be an integer of at least 0, or None, got {seed!r}")
+    return number
 
 
 class ConstrainedEnv(EnvBase):  # type: ignore[misc]  # torchrl has no types

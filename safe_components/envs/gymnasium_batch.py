@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import math
+import multiprocessing
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
-from gymnasium import spaces
 from tensordict import TensorDict, TensorDictBase
 
 from safe_components import keys
-from safe_components.envs.base import ConstrainedEnv, check_counts
-from safe_components.envs.gymnasium_spaces import action_reader, observation_reader
-from safe_components.envs.gymnasium_step import CostReader, probe_costs
+from safe_components.envs.base import ConstrainedEnv, EnvironmentFailure, check_counts, checked_seed
+from safe_components.envs.gymnasium_spaces import ActionReader, ObservationReader, described
+from safe_components.envs.gymnasium_step import (
+    StepReader,
+    Steps,
+    UnusableValue,
+    check_tuple,
+    first_costs,
+    read_reset,
+)
+from safe_components.envs.random_state import OwnRandomState, global_states
+from safe_components.envs.step_timeout import Overdue, watched
 
 
 class GymnasiumBatch(ConstrainedEnv):
@@ -35,7 +48,14 @@ class GymnasiumBatch(ConstrainedEnv):
     overwrites collected data.
 
     **Actions** outside the bounds of the action space are *executed* clipped to them, because a Gaussian
-    policy samples outside. The stored action stays as sampled. A discrete action is the argmax.
+    policy samples outside. The stored action stays as sampled. Actions of an integer Box are rounded. A
+    discrete action is the argmax.
+
+    **Environments that reset themselves** at the end of an episode leave its last observation in
+    ``info["final_obs"]`` or ``info["final_observation"]``, which is then the next observation of that step.
+
+    **Random generators.** An environment that draws from ``numpy.random`` or ``random`` in the trial step
+    gets random states of its own, so that its seed determines its episodes (see ``OwnRandomState``).
 
     **Seeds.** With N = 1 the environment is seeded with ``seed`` itself, as in ``env.reset(seed=seed)``. With
     N > 1, copy i is seeded with ``numpy.random.SeedSequence(seed).generate_state(N)[i]``. Seeds ``seed + i``
@@ -52,11 +72,18 @@ class GymnasiumBatch(ConstrainedEnv):
         frame_skip: raw steps per step, ≥ 1, fewer at the end of an episode.
         cost_keys: the entries of ``info`` that make up the m costs, in this order. If ``step`` returns 6
             values, ``("cost",)`` means the step's own cost.
+        step_timeout: seconds after which a call of a copy's ``step`` or ``reset`` counts as hanging; it is
+            interrupted after once to twice this time. None waits forever. Only calls in a process's main
+            thread can be interrupted, and no computation in C that never returns to Python.
 
     Raises:
-        ValueError: if a step has no cost (one step is tried at construction), or if a space is not supported.
-        FloatingPointError: if an action, observation, reward or cost is not finite. The message names the
-            key, the copy and its step.
+        ValueError: if a space is not supported, if a step has no cost (one step is tried at construction), or
+            if a ``reset`` or ``step`` returns something else than it must.
+        FloatingPointError: if an action, observation, reward or cost is not finite.
+        EnvironmentFailure: if a ``reset`` or ``step`` raises; that error is the ``__cause__``.
+        TimeoutError: if a ``reset`` or ``step`` hangs.
+
+    Messages about what an environment did name the key, the copy, its step and the environment's name.
 
     Example:
         >>> import gymnasium
@@ -85,32 +112,71 @@ class GymnasiumBatch(ConstrainedEnv):
         seed: int | None = None,
         frame_skip: int = 1,
         cost_keys: Sequence[str] = ("cost",),
+        step_timeout: float | None = None,
     ) -> None:
         check_counts(num_envs=num_envs, frame_skip=frame_skip)
+        if not cost_keys:
+            raise ValueError("cost_keys is empty: name at least one entry of info, for example ('cost',)")
+        if step_timeout is not None and not 0 < step_timeout < math.inf:
+            raise ValueError(
+                f"step_timeout must be a positive number of seconds, or None, got {step_timeout!r}"
+            )
         super().__init__(device=torch.device(device), batch_size=[num_envs] if num_envs > 1 else [])
-        self._envs = [make() for _ in range(num_envs)]
-        self.num_envs = num_envs
-        self.frame_skip = frame_skip
-        first = self._envs[0]
-        self._read_observation = observation_reader(first.observation_space)
-        self._size = spaces.flatdim(first.observation_space)
-        action_spec, self._read_action = action_reader(first.action_space, self.batch_size, self.device)
+        self.num_envs, self.frame_skip, self.step_timeout = num_envs, frame_skip, step_timeout
+        self._envs: list[gymnasium.Env[Any, Any]] = []
+        self._steps = np.zeros(num_envs, np.int64)  # raw steps of the present episodes
         try:
-            self._cost: CostReader = probe_costs(first, tuple(cost_keys))
+            self._make(make, tuple(cost_keys))
         except BaseException:
             self.close()
             raise
-        # The loop over the copies is the hot path. Without frame skip it only calls their steps.
-        self._advance = _step_once if frame_skip == 1 else self._skip
-        self._costs = self._cost if frame_skip == 1 else CostReader((), self._cost.size)
-        self._set_specs(self._size, action_spec, self._cost.size)
-        self._rows = num_envs
-        self._observation = np.zeros((num_envs, self._size), np.float32)
+        size, costs = self._read.observation.size, self._read.cost_size
+        self._set_specs(size, self._act.spec(self.batch_size, self.device), costs)
+        self._observation = np.zeros((num_envs, size), np.float32)
         self._ended = np.zeros((num_envs, 3), bool)  # terminated, truncated, done
-        self._steps = np.zeros(num_envs, np.int64)
         self._started = False
         self._seeds: list[int | None] = [None] * num_envs
         self.set_seed(seed)
+
+    def _make(self, make: Callable[[], gymnasium.Env[Any, Any]], cost_keys: tuple[str, ...]) -> None:
+        """Make the copies, after a trial step of the first one that shows where its costs are."""
+        first = _made(make)
+        self._envs.append(first)
+        self.name = first.unwrapped.spec.id if first.unwrapped.spec else type(first.unwrapped).__name__
+        try:
+            observe, self._act = ObservationReader(first.observation_space), ActionReader(first.action_space)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from error
+        before = global_states()
+        self._read = self._try(observe, cost_keys)
+        if global_states() != before:
+            make = functools.partial(OwnRandomState, make, in_step=True, make_again=False)
+            self._envs.pop().close()
+            self._envs.append(make())
+        for i in range(1, self.num_envs):
+            self._envs.append(env := _made(make))
+            for space in ("observation_space", "action_space"):
+                if getattr(env, space) != getattr(first, space):
+                    raise ValueError(
+                        f"{self.name}: the {space} of environment {i} is {getattr(env, space)}, but that of "
+                        f"environment 0 is {getattr(first, space)}; all copies must have the same spaces"
+                    )
+
+    def _try(self, observe: ObservationReader, cost_keys: tuple[str, ...]) -> StepReader:
+        env = self._envs[0]
+        (result,) = self._call([0], "reset", lambda i: env.reset(seed=0))
+        with self._located(0):
+            read_reset(result, observe)
+        env.action_space.seed(0)
+        action = env.action_space.sample()
+        (result,) = self._call([0], "step", lambda i: env.step(action))
+        self._steps[0] = 1
+        with self._located(0):
+            check_tuple(result)
+            read = StepReader(observe, len(result), *first_costs(result, cost_keys, self.name))
+        self._checked(read, np.arange(1), [result])
+        self._steps[0] = 0
+        return read
 
     @property
     def envs(self) -> tuple[gymnasium.Env[Any, Any], ...]:
@@ -129,66 +195,123 @@ class GymnasiumBatch(ConstrainedEnv):
         return None
 
     def _set_seed(self, seed: int | None) -> None:
-        if seed is None or self.num_envs > 1:
-            self._seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(self.num_envs)]
-        else:
-            self._seeds = [int(seed)]
+        self._seeds = [*self._seeds_from(seed)]
+
+    def _seeds_from(self, seed: int | None) -> list[int]:
+        if seed is not None:
+            seed = checked_seed(seed)
+            if self.num_envs == 1:
+                return [seed]
+        return [int(state) for state in np.random.SeedSequence(seed).generate_state(self.num_envs)]
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        rows, size = self._rows, self._size
-        actions = self._read_action(tensordict.get(keys.ACTION).detach().cpu().numpy().reshape(rows, -1))
+        actions = self._actions(tensordict.get(keys.ACTION))
         # Every step needs fresh memory, because the returned tensors are views of it.
-        packed = np.zeros((rows, size + 1 + self._cost.size), np.float32)
-        ended = np.zeros((rows, 3), bool)
+        size = self._observation.shape[1]
+        packed = np.zeros((self.num_envs, size + 1 + self._read.cost_size), np.float32)
+        packed[:, :size], ended = self._observation, self._ended.copy()
         mask = tensordict.get("_step", None)  # set by rollouts in which some copies have ended
-        if mask is None:
-            where: Any = slice(None)
-            results = [self._advance(env, action) for env, action in zip(self._envs, actions, strict=True)]
-        else:
-            where = np.flatnonzero(mask.cpu().numpy())
-            results = [self._advance(self._envs[i], actions[i]) for i in where]
-            packed[:, :size], ended[:] = self._observation, self._ended
-        if results:
-            read = self._read_observation
+        rows = _chosen(mask, self.num_envs)
+        ended[rows] = False
+        envs, sums = self._envs, np.zeros((self.num_envs, 1 + self._read.cost_size))
+        for _ in range(self.frame_skip):
+            if not len(rows):
+                break
+            results = self._call(rows, "step", lambda i: envs[i].step(actions[i]))
+            self._steps[rows] += 1
+            steps = self._checked(self._read, rows, results)
             with np.errstate(over="ignore"):  # numbers beyond float32 are reported as not finite
-                packed[where, :size] = [read(r[0]) for r in results] if read else [r[0] for r in results]
-                packed[where, size] = [r[1] for r in results]
-                packed[where, size + 1 :] = self._costs(results)
-            ended[where, 0], ended[where, 1] = [r[-3] for r in results], [r[-2] for r in results]
-            ended[:, 2] = ended[:, 0] | ended[:, 1]
-            self._steps[where] += 1
+                packed[rows, :size] = steps.observation
+            sums[rows, 0] += steps.reward
+            sums[rows, 1:] += steps.cost
+            ended[rows, :2] = steps.ended
+            rows = rows[~steps.ended.any(1)]
+        with np.errstate(over="ignore"):
+            packed[:, size:] = sums
+        ended[:, 2] = ended[:, 0] | ended[:, 1]
         self._check_finite(packed)
         # Callers may change the returned tensors, so partial resets repeat a copy.
         self._observation, self._ended = packed[:, :size].copy(), ended.copy()
         return self._tensordict(packed, ended, step=True)
 
-    def _skip(self, env: gymnasium.Env[Any, Any], action: Any) -> tuple[Any, ...]:
-        """Take ``frame_skip`` raw steps; return six values, with reward and costs summed."""
-        reward, cost = 0.0, np.zeros(self._cost.size)
-        for _ in range(self.frame_skip):
-            result = env.step(action)
-            reward += float(result[1])
-            cost += self._cost([result])[0]
-            if result[-3] or result[-2]:
-                break
-        return result[0], reward, cost, result[-3], result[-2], {}
+    def _actions(self, action: torch.Tensor) -> Any:
+        shape = (*self.batch_size, self._act.size)
+        if action.shape != shape:
+            raise ValueError(f"{self.name}: action has shape {tuple(action.shape)}, must have {shape}")
+        actions = action.detach().float().cpu().numpy().reshape(self.num_envs, -1)
+        if not np.isfinite(actions).all():
+            row = int(np.argwhere(~np.isfinite(actions))[0, 0])
+            found = f"action of environment {row} is not finite: {actions[row].tolist()}"
+            raise FloatingPointError(f"{found}, in {self._where(row, 1)}")
+        return self._act(actions)
 
-    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
+    def _call(self, rows: Iterable[int], what: str, call: Callable[[int], Any]) -> list[Any]:
+        """Return the results of ``call`` for these copies; say which of them failed, when and how."""
+        step = 1 if what == "step" else 0
+        results: list[Any] = []
+        try:
+            with watched(self.step_timeout) as results:
+                for i in rows:
+                    results.append(call(i))
+            return results
+        except Overdue:
+            row = list(rows)[len(results)]
+            raise TimeoutError(
+                f"{what}() of {self._where(row, step)} did not return within {self.step_timeout:g} s "
+                "(step_timeout)"
+            ) from None
+        except (Exception, SystemExit) as error:
+            row = list(rows)[len(results)]
+            raise EnvironmentFailure(
+                f"{what}() of {self._where(row, step)} raised {_summary(error)}"
+            ) from error
+
+    def _checked(self, read: StepReader, rows: np.ndarray, results: list[Any]) -> Steps:
+        try:
+            steps = read(results)
+        except UnusableValue as error:
+            raise ValueError(f"{error}, in {self._where(int(rows[error.row]))}") from error
+        if (steps.cost < 0).any():
+            row, column = np.argwhere(steps.cost < 0)[0]
+            raise ValueError(
+                f"cost is {steps.cost[row, column]:g} in {self._where(int(rows[row]))}; a cost must be at "
+                "least 0: let the environment report max(cost, 0), or move the reward out of it"
+            )
+        return steps
+
+    @contextmanager
+    def _located(self, row: int) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{error}, in {self._where(row)}") from error
+
+    def _where(self, row: int, ahead: int = 0) -> str:
+        process = multiprocessing.current_process()
+        worker = f", {process.name}" if multiprocessing.parent_process() is not None else ""
+        return (
+            f"environment {row} of {self.num_envs} at step {self._steps[row] + ahead} of its episode "
+            f"({self.name}{worker})"
+        )
+
+    def _reset(
+        self, tensordict: TensorDictBase | None = None, *, seed: int | None = None, **kwargs: Any
+    ) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)
-        chosen = _chosen(mask, self._rows)
-        if not self._started and len(chosen) < self._rows:
+        rows = _chosen(mask, self.num_envs)
+        if not self._started and len(rows) < self.num_envs:
             raise RuntimeError(
                 "the first reset must reset every environment: call env.reset() without '_reset'"
             )
+        seeds = self._seeds if seed is None else self._seeds_from(seed)
         observation, ended = self._observation.copy(), self._ended.copy()
-        read = self._read_observation
-        for i in chosen:
-            seed, self._seeds[i] = self._seeds[i], None
-            first, _ = self._envs[i].reset(seed=seed, **kwargs)
-            with np.errstate(over="ignore"):
-                observation[i] = read(first) if read else first
-            ended[i] = False
-            self._steps[i] = 0
+        results = self._call(rows, "reset", lambda i: self._envs[i].reset(seed=seeds[i], **kwargs))
+        self._steps[rows] = 0
+        for i, result in zip(rows, results, strict=True):
+            self._seeds[i] = None
+            with self._located(int(i)), np.errstate(over="ignore"):
+                observation[i] = read_reset(result, self._read.observation)
+        ended[rows] = False
         self._check_finite(observation)
         self._started, self._observation, self._ended = True, observation, ended
         return self._tensordict(observation.copy(), ended.copy(), step=False)
@@ -201,7 +324,7 @@ class GymnasiumBatch(ConstrainedEnv):
             values, flags = values[0], flags[0]
         source = dict(zip(("terminated", "truncated", "done"), torch.split(flags, 1, -1), strict=True))
         if step:
-            parts = torch.split(values, [self._size, 1, self._cost.size], -1)
+            parts = torch.split(values, [self._observation.shape[1], 1, self._read.cost_size], -1)
             source |= zip((keys.OBSERVATION, "reward", "cost"), parts, strict=True)
         else:
             source[keys.OBSERVATION] = values
@@ -211,12 +334,9 @@ class GymnasiumBatch(ConstrainedEnv):
         if np.isfinite(packed).all():
             return
         row, column = (int(i) for i in np.argwhere(~np.isfinite(packed))[0])
-        size = self._size
+        size = self._observation.shape[1]
         key = "observation" if column < size else "reward" if column == size else "cost"
-        raise FloatingPointError(
-            f"{key} is {packed[row, column]} in environment {row} of {self.num_envs} "
-            f"at step {self._steps[row]} of its episode"
-        )
+        raise FloatingPointError(f"{key} is {packed[row, column]} in {self._where(row)}")
 
     def render(self) -> Any:
         """Call the first copy's ``render()``; the environment needs a ``render_mode`` at construction."""
@@ -229,9 +349,30 @@ class GymnasiumBatch(ConstrainedEnv):
         super().close(raise_if_closed=raise_if_closed)
 
 
-def _step_once(env: gymnasium.Env[Any, Any], action: Any) -> tuple[Any, ...]:
-    return env.step(action)
+def _made(make: Callable[[], gymnasium.Env[Any, Any]]) -> gymnasium.Env[Any, Any]:
+    env = make()
+    if isinstance(env, gymnasium.vector.VectorEnv):
+        raise ValueError(
+            f"make returned a vector environment ({type(env).__name__}), which resets its copies itself; it "
+            "must return a single environment, and num_envs says how many"
+        )
+    if not isinstance(env, gymnasium.Env):
+        raise ValueError(f"make returned {described(env)}, must return a gymnasium.Env")
+    return env
 
 
-def _chosen(mask: torch.Tensor | None, rows: int) -> Sequence[int]:
-    return range(rows) if mask is None else np.flatnonzero(mask.cpu().numpy()).tolist()
+def _summary(error: BaseException) -> str:
+    """Return the type, message and place of an error in one line."""
+    text = " ".join(str(error).split())
+    hint = ""
+    if "values to unpack" in text:
+        hint = (
+            "; a wrapper for steps of five values around an environment whose steps return six needs "
+            "safety_gymnasium.wrappers.SafetyGymnasium2Gymnasium between them"
+        )
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__}: {text} ({frames[-1].filename}:{frames[-1].lineno}){hint}"
+
+
+def _chosen(mask: torch.Tensor | None, rows: int) -> np.ndarray:
+    return np.arange(rows) if mask is None else np.flatnonzero(mask.cpu().numpy())

@@ -6,11 +6,13 @@ import contextlib
 import difflib
 import functools
 import importlib
+import multiprocessing
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
 import torch
+from tensordict import TensorDictBase
 from torchrl.envs import EnvBase, ParallelEnv
 
 from safe_components.envs.base import check_counts
@@ -18,6 +20,7 @@ from safe_components.envs.bullet import BULLET_ID, make_bullet
 from safe_components.envs.gymnasium_batch import GymnasiumBatch
 from safe_components.envs.point_circle import PointCircle
 from safe_components.envs.safety_gymnasium import make_safety_gymnasium, safety_gymnasium_ids
+from safe_components.envs.time_limit import TimeLimit
 
 
 def make_env(
@@ -31,6 +34,7 @@ def make_env(
     max_episode_steps: int | None = None,
     cost_keys: Sequence[str] = ("cost",),
     render_mode: str | None = None,
+    step_timeout: float | None = None,
     **kwargs: Any,
 ) -> EnvBase:
     """Make a constrained environment, whose steps write a reward [..., 1] and m costs [..., m], float32.
@@ -65,13 +69,18 @@ def make_env(
         cost_keys: entries of a step's ``info`` that make up the m costs, in this order, for example
             ``("cost_hazards", "cost_vases")``. For PointCircle, some of ``("walls", "speed")``.
         render_mode: handed to the environment. ``"rgb_array"`` makes ``env.render()`` return an image.
+        step_timeout: seconds after which a call of an environment's ``step`` or ``reset`` counts as hanging
+            and is interrupted (see ``GymnasiumBatch``); None waits forever. PointCircle does not need it.
         kwargs: handed to the environment.
 
     Raises:
         ValueError: if a number is out of range, if the id is unknown (the message suggests similar names), if
-            a space is not supported, or if the environment has no cost (one step is tried).
-        ImportError: if the id's package is not installed.
+            a space is not supported, if the environment has no cost (one step is tried), or if an environment
+            returns something that it must not.
+        ImportError: if the id's package is not installed, or if importing its module fails.
         FloatingPointError: while stepping, if an action, observation, reward or cost is not finite.
+        EnvironmentFailure: if an environment raises an error, which is the ``__cause__``.
+        TimeoutError: if an environment hangs.
 
     Example:
         >>> env = make_env("PointCircle", num_envs=2, seed=0)
@@ -83,6 +92,10 @@ def make_env(
         check_counts(max_episode_steps=max_episode_steps)
     if seed is not None and seed < 0:
         raise ValueError(f"seed must be at least 0, or None, got {seed!r}")
+    if kwargs.pop("autoreset", False):
+        raise ValueError(
+            "autoreset must be left out: TorchRL resets environments, and needs last observations"
+        )
     if num_workers > 1:
         if num_envs % num_workers:
             raise ValueError(f"num_envs {num_envs} must be a multiple of num_workers {num_workers}")
@@ -94,9 +107,13 @@ def make_env(
             max_episode_steps=max_episode_steps,
             cost_keys=tuple(cost_keys),
             render_mode=render_mode,
+            step_timeout=step_timeout,
             **kwargs,
         )
-        env = ParallelEnv(num_workers, one, device=device)
+        names = [{"name": f"worker {i} of {num_workers}"} for i in range(num_workers)]
+        env = _Workers(
+            num_workers, functools.partial(_in_worker, one), create_env_kwargs=names, device=device
+        )
         if seed is not None:
             env.set_seed(seed)
         return env
@@ -110,23 +127,67 @@ def make_env(
             kwargs["episode_length"] = max_episode_steps
         return PointCircle(**shared, **kwargs)
     make = _constructor(env_id, max_episode_steps=max_episode_steps, **kwargs)
-    return GymnasiumBatch(make, cost_keys=cost_keys, **shared)
+    return GymnasiumBatch(make, cost_keys=cost_keys, step_timeout=step_timeout, **shared)
+
+
+class _Workers(ParallelEnv):  # type: ignore[misc]  # torchrl has no types
+    """A ``ParallelEnv`` whose ``reset(seed=...)`` is ``set_seed`` and a reset: no two workers are alike."""
+
+    def _reset(self, tensordict: TensorDictBase, *, seed: int | None = None, **kwargs: Any) -> TensorDictBase:
+        if seed is not None:
+            self.set_seed(seed)
+        return super()._reset(tensordict, **kwargs)
+
+
+def _in_worker(make: Callable[[], EnvBase], name: str) -> EnvBase:
+    multiprocessing.current_process().name = name  # error messages hold it
+    return make()
 
 
 def _constructor(env_id: str, **options: Any) -> Callable[[], gymnasium.Env[Any, Any]]:
     if BULLET_ID.fullmatch(env_id):
         return functools.partial(make_bullet, env_id, **options)
-    # Safety-Gymnasium comes first, because it also registers its ids with Gymnasium, which cannot make them.
-    if env_id.startswith("Safety") and env_id in safety_gymnasium_ids():
-        return functools.partial(make_safety_gymnasium, env_id, **options)
     module, _, name = env_id.rpartition(":")
+    if module:
+        _import(module, env_id)  # it registers its ids
+    # Safety-Gymnasium comes first, because it also registers its ids with Gymnasium, which cannot make them.
+    if name.startswith("Safety") and name in _safety_ids(name):
+        return functools.partial(make_safety_gymnasium, name, **options)
     try:
-        if module:
-            importlib.import_module(module)  # it registers its ids
         gymnasium.spec(name)
-    except (gymnasium.error.Error, ImportError) as error:
-        raise ValueError(f"unknown environment {env_id!r}{_nearest(env_id)}") from error
-    return functools.partial(gymnasium.make, env_id, disable_env_checker=True, **options)
+    except gymnasium.error.Error as error:
+        raise ValueError(f"unknown environment {env_id!r}{_nearest(name)}") from error
+    return functools.partial(_make_gymnasium, name, **options)
+
+
+def _safety_ids(name: str) -> list[str]:
+    try:
+        return safety_gymnasium_ids()
+    except ImportError:
+        if name in gymnasium.registry:  # it belongs to a package of the user
+            return []
+        raise
+
+
+def _import(module: str, env_id: str) -> None:
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a user's module may raise anything
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and f"{module}.".startswith(f"{missing}."):
+            raise ValueError(f"unknown environment {env_id!r}: there is no module {missing!r}") from error
+        raise ImportError(
+            f"{env_id!r} cannot be made, because importing {module!r} raises {type(error).__name__}: {error}"
+        ) from error
+
+
+def _make_gymnasium(
+    env_id: str, *, max_episode_steps: int | None = None, **options: Any
+) -> gymnasium.Env[Any, Any]:
+    # Gymnasium's own time limit and checker refuse steps of six values.
+    env = gymnasium.make(env_id, max_episode_steps=-1, disable_env_checker=True, **options)
+    limit = max_episode_steps or gymnasium.spec(env_id).max_episode_steps
+    return env if limit is None else TimeLimit(env, limit)
 
 
 def _nearest(env_id: str) -> str:

@@ -14,7 +14,7 @@ from torchrl.data import Bounded
 
 from safe_components import keys
 from safe_components.envs._draw_point_circle import draw_point_circle
-from safe_components.envs.base import ConstrainedEnv, check_counts
+from safe_components.envs.base import ConstrainedEnv, check_counts, checked_seed
 
 COSTS = ("walls", "speed")
 _TRAIL = 60  # positions drawn
@@ -149,9 +149,11 @@ class PointCircle(ConstrainedEnv):
         if seed is None:
             self._generator.seed()
         else:
-            self._generator.manual_seed(seed)
+            self._generator.manual_seed(checked_seed(seed))
 
-    def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
+    def _reset(self, tensordict: TensorDictBase | None = None, *, seed: int | None = None) -> TensorDictBase:
+        if seed is not None:
+            self._set_seed(seed)
         mask = None if tensordict is None else tensordict.get("_reset", None)
         position = torch.rand(
             self.num_envs, 2, generator=self._generator, device=self.device, dtype=self._state.dtype
@@ -222,7 +224,7 @@ class PointCircle(ConstrainedEnv):
             rows = (~torch.isfinite(self._state).all(-1)).nonzero().flatten().tolist()
             where = f"of environment {rows[0]}" if rows else "of an environment reset since"
             raise FloatingPointError(
-                f"action {where} is not finite, within the last {every} of {self._calls} steps"
+                f"PointCircle: action {where} is not finite, within the last {every} of {self._calls} steps"
             )
 
     def _tensordict(self, source: dict[str, torch.Tensor]) -> TensorDict:

@@ -10,12 +10,21 @@ from contextlib import contextmanager
 import gymnasium
 from torchrl.checkpoint import CheckpointError
 
+from safe_components.envs import EnvironmentFailure
 from safe_components.training.command_line import C, parse_config
 
 __all__ = ["explained_errors", "launch"]
 
-# Errors that components raise for bad input, missing packages and numbers that are not finite.
-_EXPLAINED = (ValueError, OSError, ImportError, FloatingPointError, CheckpointError, gymnasium.error.Error)
+# Errors of bad input, missing packages, failing environments and numbers that are not finite.
+_EXPLAINED = (
+    ValueError,
+    OSError,
+    ImportError,
+    FloatingPointError,
+    EnvironmentFailure,
+    CheckpointError,
+    gymnasium.error.Error,
+)
 
 
 @contextmanager

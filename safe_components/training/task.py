@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from tensordict import TensorDictBase
 from torchrl.envs import Compose, EnvBase, ObservationNorm, RewardSum, TransformedEnv
@@ -22,7 +24,8 @@ __all__ = ["Task"]
 class Task:
     """The environments that a configuration asks for.
 
-    Construction also sets the seed and the number of threads of PyTorch.
+    Construction also seeds the global generators of PyTorch, NumPy and Python, and sets the number of threads
+    of PyTorch.
 
     Args:
         config: configuration of the run.
@@ -44,6 +47,8 @@ class Task:
         run, env = config.run, config.env
         torch.set_num_threads(run.threads)
         torch.manual_seed(run.seed)
+        np.random.seed(run.seed % 2**32)  # NumPy takes 32 bits; some environments draw from these generators
+        random.seed(run.seed)
         self.config = config
         self.device = torch.device(run.device)
         # PointCircle consists of tensors and runs on the device of the learner. Simulators run on the CPU.

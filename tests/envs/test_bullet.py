@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from safe_components.envs import make_env
-from safe_components.envs.bullet import OwnRandomState
+from safe_components.envs.random_state import OwnRandomState
 
 
 class Lottery(gymnasium.Env):

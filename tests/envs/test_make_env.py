@@ -1,6 +1,7 @@
 """make_env: workers, costs, actions, and the errors; the laws are in tests/laws."""
 
 import functools
+import sys
 
 import gymnasium
 import numpy as np
@@ -10,6 +11,7 @@ from cost_envs import Corridor
 from torchrl.envs import ParallelEnv, check_env_specs
 
 from safe_components.envs import GymnasiumBatch, make_env
+from safe_components.envs.safety_gymnasium import load_safety_gymnasium
 
 SAFETY, GYM, SIX = "SafetyPointGoal1-v0", "cost_envs:Corridor-v0", "cost_envs:SixValues-v0"
 
@@ -73,7 +75,7 @@ def test_cost_keys_stack():
     env = make_env(SIX, cost_keys=("cost_b", "cost_a"), seed=0)
     rollout = env.rollout(3)
     assert rollout["next", "cost"].shape == (3, 2)
-    assert torch.equal(rollout["next", "cost"][:, :1], rollout["next", "reward"])
+    assert torch.equal(rollout["next", "cost"][:, :1], rollout["next", "reward"].abs())
     hazards = make_env(SAFETY, cost_keys=("cost_hazards", "cost_sum"), seed=0)
     assert hazards.full_reward_spec["cost"].shape == (2,)
 
@@ -139,6 +141,9 @@ def test_observations_that_are_not_finite():
         ({"env_id": "HalfCheeta-v5"}, "did you mean HalfCheetah-v5"),
         ({"env_id": "no_such_module:Env-v0"}, "unknown environment"),
         ({"env_id": "PointCircle", "render_mode": "human"}, "render_mode must be None"),
+        ({"autoreset": True}, "autoreset must be left out"),
+        ({"step_timeout": 0.0}, "step_timeout must be a positive number"),
+        ({"step_timeout": float("inf")}, "step_timeout must be a positive number"),
     ],
 )
 def test_bad_input(arguments, message):
@@ -165,3 +170,81 @@ def test_render():
             return np.zeros((2, 2, 3), np.uint8)
 
     assert GymnasiumBatch(Drawn).render().shape == (2, 2, 3)
+
+
+MODULE = """
+import gymnasium
+from cost_envs import SixValues
+from safety_gymnasium.utils.registration import register
+gymnasium.register("SafetySixOfMine-v0", entry_point=SixValues, max_episode_steps=7)
+register(
+    id="SafetyPointMyGoal1-v0",
+    entry_point="safety_gymnasium.builder:Builder",
+    kwargs={"task_id": "SafetyPointGoal1-v0", "config": {"agent_name": "Point"}},
+    max_episode_steps=9,
+)
+"""
+
+
+@pytest.mark.parametrize(
+    ("env_id", "limit"),
+    [
+        ("envs_of_mine:SafetySixOfMine-v0", 7),
+        ("envs_of_mine:SafetyPointMyGoal1-v0", 9),
+        ("safety_gymnasium:SafetyPointGoal1-v0", 1000),
+        (SIX, None),
+    ],
+)
+@pytest.mark.parametrize("max_episode_steps", [None, 4])
+def test_ids_of_modules_whose_steps_return_six_values(
+    env_id, limit, max_episode_steps, tmp_path, monkeypatch
+):
+    (tmp_path / "envs_of_mine.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "envs_of_mine", raising=False)
+    registered = load_safety_gymnasium().utils.registration
+    monkeypatch.setattr(gymnasium.envs.registration, "registry", gymnasium.registry.copy())
+    monkeypatch.setattr(registered, "safe_registry", registered.safe_registry.copy())
+    env = make_env(env_id, max_episode_steps=max_episode_steps, seed=0)
+    assert env.max_episode_steps == (max_episode_steps or limit)
+    ends = env.rollout(9, break_when_any_done=False)["next", "truncated"].flatten().tolist()
+    every = env.max_episode_steps or 99
+    assert ends == [(t + 1) % every == 0 for t in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        (
+            "import no_such_package",
+            ImportError,
+            "importing 'broken' raises ModuleNotFoundError.*no_such_package",
+        ),
+        ("from math import nothing", ImportError, "importing 'broken' raises ImportError.*'nothing'"),
+        ("1 / 0", ImportError, "importing 'broken' raises ZeroDivisionError"),
+        ("def", ImportError, "importing 'broken' raises SyntaxError"),
+        ("", ValueError, "unknown environment 'broken:Mine-v0'"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_shown(source, error, message, tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken", raising=False)
+    with pytest.raises(error, match=message):
+        make_env("broken:Mine-v0")
+
+
+def test_a_missing_module_is_named():
+    with pytest.raises(ValueError, match="there is no module 'no_such_module'"):
+        make_env("no_such_module.envs:Env-v0")
+
+
+def test_workers_reset_with_a_seed_as_with_set_seed():
+    env = make_env(GYM, num_envs=2, num_workers=2)
+    try:
+        first = env.reset(seed=3)["observation"]
+        env.set_seed(3)
+        assert torch.equal(env.reset()["observation"], first)
+        assert not torch.equal(first[0], first[1])
+    finally:
+        env.close()

@@ -8,11 +8,12 @@ adapted names. pygame and gymnasium-robotics are not needed.
 from __future__ import annotations
 
 import importlib
+import importlib.abc
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import os
 import sys
-import threading
 import types
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -21,26 +22,28 @@ import gymnasium
 import mujoco
 import numpy as np
 import xmltodict
+from gymnasium.wrappers.utils import RunningMeanStd
 
 from safe_components.envs.safety_gymnasium import textures
 from safe_components.envs.safety_gymnasium.checks import checked_action
+from safe_components.envs.safety_gymnasium.normalize import NormalizeObservation, NormalizeReward
 
 VERSION = "1.0.0"
 INSTALL = f"pip install --no-deps safety-gymnasium=={VERSION}"
 
-# Modules of gymnasium.wrappers that 1.0 removed, with each name that the wheel imports and its present name.
-_MOVED: dict[str, dict[str, str | None]] = {
-    "autoreset": {"AutoResetWrapper": "Autoreset"},
+# Modules of gymnasium.wrappers that 1.0 removed, with what the wheel imports from them.
+_MOVED: dict[str, dict[str, Any]] = {
+    "autoreset": {"AutoResetWrapper": gymnasium.wrappers.Autoreset},
     "compatibility": {"EnvCompatibility": None},
-    "env_checker": {"PassiveEnvChecker": "PassiveEnvChecker"},
+    "env_checker": {"PassiveEnvChecker": gymnasium.wrappers.PassiveEnvChecker},
     "normalize": {
-        "NormalizeObservation": "NormalizeObservation",
-        "NormalizeReward": "NormalizeReward",
-        "RunningMeanStd": None,
+        "NormalizeObservation": NormalizeObservation,
+        "NormalizeReward": NormalizeReward,
+        "RunningMeanStd": RunningMeanStd,
     },
-    "time_limit": {"TimeLimit": "TimeLimit"},
+    "time_limit": {"TimeLimit": gymnasium.wrappers.TimeLimit},
 }
-_LOCK = threading.Lock()
+_NAME = "safety_gymnasium"
 _MARK = "_adapted_by_safe_components"
 
 
@@ -64,33 +67,60 @@ class _Model:
 
 
 def load_safety_gymnasium() -> types.ModuleType:
-    """Import ``safety_gymnasium`` and adapt it to the installed stack; later calls return the same module.
+    """Import ``safety_gymnasium``, adapted to the installed stack; later calls return the same module.
 
-    Every process that uses the package must call this function (``make_safety_gymnasium`` does).
+    Importing ``safe_components.envs`` is enough for ``import safety_gymnasium`` to do the same.
 
     Raises:
         ImportError: if safety-gymnasium is not installed, or if its version is not 1.0.0.
     """
-    with _LOCK:
-        package = sys.modules.get("safety_gymnasium")
-        if package is not None and hasattr(package, _MARK):
-            return package
-        _forget()  # a failed ``import safety_gymnasium`` leaves submodules behind
+    package = sys.modules.get(_NAME)
+    if package is not None and not hasattr(package, _MARK):
+        _forget()
+    _find()
+    return importlib.import_module(_NAME)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds the package for ``import safety_gymnasium``, and has it adapted while it is imported."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != _NAME:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader)
+        return spec
+
+
+class _Loader(importlib.abc.Loader):
+    """Runs the package with stand-ins for what it needs of older packages, and then adapts it."""
+
+    def __init__(self, own: Any) -> None:
+        self._own = own
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    def create_module(self, spec: Any) -> Any:
+        return self._own.create_module(spec)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        _forget(but=_NAME)  # a failed import before this module was loaded leaves submodules behind
         folder = _find()
-        provided = _own_modules(folder)
         stand_ins = _stand_ins()
-        sys.modules.update(provided | stand_ins)
+        sys.modules.update(_own_modules(folder) | stand_ins)
         try:
-            package = importlib.import_module("safety_gymnasium")
-            _adapt(package)
+            self._own.exec_module(module)
+            _adapt(module)
+            importlib.import_module(f"{_NAME}.wrappers")  # it needs the stand-ins
         except BaseException:
             _forget()
             raise
         finally:
             for name in stand_ins:
                 sys.modules.pop(name, None)
-        setattr(package, _MARK, True)
-        return package
+        setattr(module, _MARK, True)
 
 
 def _find() -> str:
@@ -101,7 +131,7 @@ def _find() -> str:
         version = None
     spec = None
     if version is not None:
-        spec = importlib.util.find_spec("safety_gymnasium")
+        spec = importlib.machinery.PathFinder.find_spec(_NAME)
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(f"safety-gymnasium is not installed; install it with `{INSTALL}`")
     if version != VERSION:
@@ -112,8 +142,8 @@ def _find() -> str:
     return spec.submodule_search_locations[0]
 
 
-def _forget() -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "safety_gymnasium"]:
+def _forget(but: str | None = None) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == _NAME and name != but]:
         del sys.modules[name]
 
 
@@ -152,13 +182,12 @@ def _own_modules(folder: str) -> dict[str, types.ModuleType]:
 
 def _stand_ins() -> dict[str, types.ModuleType]:
     """Return stand-ins for the old modules of gymnasium that the wheel imports from."""
-    found = {}
-    for module, names in _MOVED.items():
-        name = f"gymnasium.wrappers.{module}"
-        if importlib.util.find_spec(name) is None:
-            known = {old: new and getattr(gymnasium.wrappers, new) for old, new in names.items()}
-            found[name] = _module(name, **known)
-    return found
+    modules = {f"gymnasium.wrappers.{module}": names for module, names in _MOVED.items()}
+    return {
+        name: _module(name, **names)
+        for name, names in modules.items()
+        if importlib.util.find_spec(name) is None
+    }
 
 
 def _adapt(package: types.ModuleType) -> None:
@@ -241,3 +270,6 @@ def _keyboard_viewer_init(self: Any, model: Any, data: Any, custom_key_press_cal
     size = model.vis.global_
     super(type(self), self).__init__(model, data, size.offwidth, size.offheight)
     self._custom_key_press_callback = custom_key_press_callback
+
+
+sys.meta_path.insert(0, _Finder())

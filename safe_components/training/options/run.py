@@ -12,7 +12,7 @@ import tyro
 
 from safe_components.training.options.budget import BudgetConfig
 from safe_components.training.options.device import usable_device
-from safe_components.training.options.ranges import Count, Whole
+from safe_components.training.options.ranges import Count, Positive, Whole
 
 __all__ = ["EnvConfig", "RecipeConfig", "RunConfig", "cost_suffixes"]
 
@@ -33,6 +33,8 @@ class EnvConfig:
     """environment steps in an episode; None keeps the environment's own limit"""
     cost_keys: tuple[str, ...] = ("cost",)
     """entries of the environment's info that hold the cost signals"""
+    step_timeout: Positive | None = 120.0
+    """seconds after which a step or reset of an environment counts as hanging and ends the run; None waits"""
 
     @property
     def file_name(self) -> str:
