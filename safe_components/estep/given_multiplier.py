@@ -18,6 +18,14 @@ class GivenMultiplierSolver(nn.Module):
 
         max_q  mean_b E_q [Q_r − λᵀ Q_c]    s.t.    mean_b KL(q_b ‖ p_b) <= ε
 
+    With ``in_spreads`` the multiplier is a price ``θ`` without unit, and ``λ_i = θ_i s_r / s_i`` with the
+    spreads ``s`` of the reward and of each cost over the actions of a state:
+
+        max_q  mean_b E_q [Q_r / s_r − Σ_i θ_i Q_c,i / s_i]    s.t.    mean_b KL(q_b ‖ p_b) <= ε
+
+    Then ``θ = 1`` weighs a cost like the reward, whatever their units, and the weights do not change if the
+    reward or a cost is multiplied by a number. A cost without spread has the multiplier 0.
+
     Only the temperature is solved for. With ``λ`` from a multiplier that follows the costs of whole episodes,
     this is the Lagrangian variant of CVPO. With ``λ = 0`` it is MPO, which has no limit. The call is that of
     every `DualSolver`, so :class:`~safe_components.estep.projector.EStepProjector` accepts it as well.
@@ -32,6 +40,8 @@ class GivenMultiplierSolver(nn.Module):
             ``safe_components.lagrangian``. Its state stays with it.
         solver: finds the temperature; ``None`` is
             :class:`~safe_components.estep.newton.NewtonDualSolver`.
+        in_spreads: whether the multiplier is ``θ``, without unit. The solution reports ``λ`` in reward per
+            cost in any case.
 
     Raises:
         ValueError: in the call, if ``multiplier`` returns another shape or a negative number, and whatever
@@ -50,8 +60,15 @@ class GivenMultiplierSolver(nn.Module):
         (tensor([0.5000], dtype=torch.float64), True)
     """
 
-    def __init__(self, multiplier: Callable[[], Tensor], solver: DualSolver | None = None) -> None:
+    def __init__(
+        self,
+        multiplier: Callable[[], Tensor],
+        solver: DualSolver | None = None,
+        *,
+        in_spreads: bool = False,
+    ) -> None:
         super().__init__()
+        self.in_spreads = in_spreads
         # A tuple keeps the multiplier out of this module's state: its owner saves it.
         self._multiplier = (multiplier,)
         self.solver = NewtonDualSolver() if solver is None else solver
@@ -82,7 +99,10 @@ class GivenMultiplierSolver(nn.Module):
         if self.synchronizes and not bool((lam >= 0).all()):
             raise ValueError(f"multiplier returned {lam.tolist()}, must be at least 0")
         cost = problem.features[..., 1:, :, :]
-        price = (lam[:, None, None] * cost).sum(-3)
+        *_, spread = center_estimates(problem.features, problem.log_prior)
+        if self.in_spreads:
+            lam = torch.where(spread[..., 1:] > 0, lam * spread[..., :1] / spread[..., 1:], 0.0)
+        price = (lam[..., None, None] * cost).sum(-3)
         penalized = problem._replace(
             features=(problem.features[..., 0, :, :] - price).unsqueeze(-3),
             cost_limits=problem.cost_limits[..., :0],
@@ -90,9 +110,8 @@ class GivenMultiplierSolver(nn.Module):
         start = None if init is None else (init[0], init[1][..., :0])
         answer = self.solver.solve(penalized, infeasible, start)
         expected_cost = (answer.weight.unsqueeze(-3) * cost).sum(-1).mean(-1)
-        *_, spread = center_estimates(cost, problem.log_prior)
         # The second term is for rounding, if the cost is the same for all actions.
-        tolerance = self.solver.feasible_tol * spread + 1e-12 * expected_cost.abs()
+        tolerance = self.solver.feasible_tol * spread[..., 1:] + 1e-12 * expected_cost.abs()
         lam = lam.expand_as(expected_cost)
         return replace(
             answer,

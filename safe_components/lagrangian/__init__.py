@@ -3,17 +3,25 @@
 from safe_components.lagrangian.actor_loss import LagrangianActorLoss, PenalizedValue, augmented_multiplier
 from safe_components.lagrangian.budget import CostBudget
 from safe_components.lagrangian.deterministic import DeterministicLagLoss
-from safe_components.lagrangian.multipliers import GradientMultiplier, Multiplier, PIDMultiplier
+from safe_components.lagrangian.multipliers import (
+    ExponentiatedMultiplier,
+    GradientMultiplier,
+    Multiplier,
+    PIDMultiplier,
+)
+from safe_components.lagrangian.running_cost import RunningEpisodeCost
 from safe_components.lagrangian.sac import SACLagLoss
 
 __all__ = [
     "CostBudget",
     "DeterministicLagLoss",
+    "ExponentiatedMultiplier",
     "GradientMultiplier",
     "LagrangianActorLoss",
     "Multiplier",
     "PIDMultiplier",
     "PenalizedValue",
+    "RunningEpisodeCost",
     "SACLagLoss",
     "augmented_multiplier",
 ]

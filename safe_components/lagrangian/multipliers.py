@@ -229,3 +229,74 @@ class PIDMultiplier(Multiplier):
         rise = (self.cost_ema - self.past_costs[0]).clamp_min(0.0)
         self.past_costs.copy_(torch.cat([self.past_costs[1:], self.cost_ema.unsqueeze(0)]))
         return self._set((self.kp * self.error_ema + self.integral + self.kd * rise).clamp_min(0.0))
+
+
+class ExponentiatedMultiplier(Multiplier):
+    """Multiplier whose logarithm is under proportional and integral control of the relative violation.
+
+        e = clip((J_c - d) / d, -1, 1)                                     for J_c > 0 = d: e = 1
+        I <- clip(I exp(rate e), min_value, max_value)
+        λ  = min(I exp(kp e), max_value)
+
+    A step changes ``λ`` by a factor, not by an amount. The gains therefore need no unit: they are the same
+    for costs of 0.001 and of 1,000, and for multipliers of any size. The clip keeps one episode with an
+    extreme cost from moving ``λ`` far. The bounds keep the integral from winding up: it leaves them with the
+    first error of the other sign. With ``kp = 0`` this is mirror ascent on the dual with the entropy as
+    mirror map, the exponentiated gradient. The proportional factor damps the oscillation that the delay
+    between ``λ`` and the cost of the episodes would cause.
+
+    Args:
+        cost_limits: ``d``, cost per episode, one per cost signal.
+        rate: change of ``log I`` by an update at twice the limit, positive.
+        kp: change of ``log λ`` at twice the limit, at least 0.
+        min_value: lower bound and first value of the integral, positive.
+        max_value: upper bound of ``I`` and ``λ``, at least ``min_value``. :attr:`clipped` ``[m]`` tells where
+            the last update reached it.
+
+    Attributes:
+        lam: ``λ [m]``, the multipliers. ``integral [m]`` is the controller's state. Both are buffers.
+
+    Raises:
+        ValueError: if an argument is out of range, a limit is negative; in ``update``, if the costs are not
+            ``[m]`` or not finite.
+
+    Source: Kivinen and Warmuth 1997, "Exponentiated gradient versus gradient descent for linear
+    predictors", for the integral; the proportional term as in Stooke et al. 2020 (arXiv 2007.03964), here on
+    the logarithm.
+
+    Example:
+        >>> multiplier = ExponentiatedMultiplier(25.0, rate=math.log(2), kp=0.0, min_value=0.5)
+        >>> multiplier.update(50.0)  # twice the limit
+        tensor([1.], dtype=torch.float64)
+        >>> multiplier.update(25.0)  # at the limit
+        tensor([1.], dtype=torch.float64)
+    """
+
+    integral: Tensor
+
+    def __init__(
+        self,
+        cost_limits: float | Sequence[float] | Tensor,
+        rate: float = 0.02,
+        kp: float = 1.0,
+        *,
+        min_value: float = 0.2,
+        max_value: float | None = 3.0,
+    ) -> None:
+        super().__init__(cost_limits, min_value, max_value)
+        if not 0 < rate < math.inf:
+            raise ValueError(f"rate={rate} must be positive and finite")
+        if not 0 <= kp < math.inf:
+            raise ValueError(f"kp={kp} must be finite and at least 0")
+        if not min_value > 0:
+            raise ValueError(f"min_value={min_value} must be positive: no factor changes 0")
+        self.rate, self.kp, self.min_value = rate, kp, min_value
+        self.register_buffer("integral", self.lam.clone())
+
+    @torch.no_grad()
+    def update(self, episode_cost: float | Sequence[float] | Tensor) -> Tensor:
+        """Follow the mean cost ``[m]`` of the latest episodes; returns ``λ [m]``."""
+        excess = self._observed(episode_cost) - self.cost_limits
+        error = torch.where(excess == 0, 0.0, excess / self.cost_limits).clamp(-1.0, 1.0)
+        self.integral.mul_((self.rate * error).exp()).clamp_(self.min_value, self.max_value)
+        return self._set(self.integral * (self.kp * error).exp())

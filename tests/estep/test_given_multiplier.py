@@ -117,3 +117,36 @@ def test_a_bad_multiplier_is_named(lam, said):
     q_reward, q_cost = example()
     with pytest.raises(ValueError, match=said):
         GivenMultiplierSolver(lambda: torch.tensor(lam))(q_reward, q_cost, 0.1, torch.ones(1))
+
+
+@pytest.mark.parametrize(("reward", "cost"), [(1.0, 1.0), (1e3, 1.0), (1.0, 1e-3), (1e4, 1e4)])
+def test_in_spreads_units_do_not_matter(reward, cost):
+    torch.manual_seed(0)
+    q_reward, q_cost = torch.randn(6, 9, dtype=torch.float64), torch.randn(6, 9, 2, dtype=torch.float64)
+    limits = torch.tensor([0.1, 0.2], dtype=torch.float64)
+    solver = GivenMultiplierSolver(lambda: torch.tensor([0.5, 2.0]), in_spreads=True)
+    expected = solver(q_reward, q_cost, 0.1, limits)
+    found = solver(reward * q_reward, cost * q_cost, 0.1, cost * limits)
+    torch.testing.assert_close(found.weight, expected.weight, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(found.lam, expected.lam * reward / cost, rtol=1e-9, atol=0.0)
+    torch.testing.assert_close(found.eta, expected.eta * reward, rtol=1e-9, atol=0.0)
+
+
+def test_in_spreads_one_weighs_a_cost_like_the_reward():
+    torch.manual_seed(0)
+    q_reward, q_cost = 7.0 * torch.randn(50, 40), 0.01 * torch.randn(50, 40, 1)
+    solution = GivenMultiplierSolver(lambda: torch.ones(1), in_spreads=True)(q_reward, q_cost, 0.05, 0.0)
+    spread = [q.var(1, correction=0).mean().sqrt() for q in (q_reward, q_cost.squeeze(-1))]
+    assert solution.lam.item() == pytest.approx((spread[0] / spread[1]).item(), rel=1e-5)
+    gains = [
+        ((solution.weight - 1 / 40) * q).sum(1).mean() / s
+        for q, s in zip((q_reward, q_cost.squeeze(-1)), spread, strict=True)
+    ]
+    assert gains[0].item() == pytest.approx(-gains[1].item(), rel=0.05)
+
+
+def test_in_spreads_a_cost_without_spread_has_no_price():
+    q_reward, q_cost = torch.randn(5, 8), torch.full((5, 8, 1), 3.0)
+    solution = GivenMultiplierSolver(lambda: torch.ones(1), in_spreads=True)(q_reward, q_cost, 0.05, 1.0)
+    assert solution.lam.tolist() == [0.0]
+    assert solution.weight.isfinite().all()
