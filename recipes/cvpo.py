@@ -27,7 +27,7 @@ from safe_components.estep import (
     Infeasible,
     ParticleSampler,
 )
-from safe_components.lagrangian import Multiplier
+from safe_components.lagrangian import Multiplier, RunningEpisodeCost
 from safe_components.mstep import MStepLoss
 from safe_components.training import (
     Diagnosis,
@@ -49,7 +49,7 @@ from safe_components.training.guards import require_finite
 class ReplayConfig(options.ReplayConfig):
     """The replay buffer, and the states of the E-step and the M-step."""
 
-    window: options.Count = 30_000
+    window: options.Count = 100_000
     """latest frames whose states improve the policy; a smaller window reacts faster but oscillates"""
 
 
@@ -62,10 +62,10 @@ class Config(options.OffPolicyConfig):
     replay: ReplayConfig = ReplayConfig()
     policy: options.GaussianPolicyConfig = options.GaussianPolicyConfig()
     estep: options.EStepConfig = options.EStepConfig()
-    multiplier: options.DualConfig | options.Multiplier | None = options.DualConfig()
+    multiplier: options.PriceConfig | options.DualConfig | options.Multiplier | None = options.PriceConfig()
     mstep: options.MStepConfig = options.MStepConfig()
     trust_region: options.TrustRegion = options.HardConfig()
-    reference: options.Reference = options.PolyakConfig()
+    reference: options.Reference = options.CopyConfig()
     execution: ExecutionConfig = ExecutionConfig()
 
 
@@ -93,7 +93,7 @@ class CVPO(Learner):
         precision = getattr(torch, config.execution.scoring_precision)
         sizes = (task.observation_dim, task.action_dim, task.num_costs)
         critic = critics.make(*sizes, scoring_dtype=precision, **task.bounds).to(device)
-        self.critics = critics.make_learner(critic, self.policy, policy_params=reference)
+        self.critics = critics.make_learner(critic, self.policy, config.discount, policy_params=reference)
         self.particles = ParticleSampler(
             self.policy,
             critic,
@@ -107,22 +107,29 @@ class CVPO(Learner):
 
         # Limits are on sums over an episode, whereas critics estimate discounted sums: docs/cost_budget.md.
         tighten = config.budget.make_feedback()
-        self.budget = config.budget.make(critics.gamma, task.episode_length, tighten)
+        self.budget = config.budget.make(config.discount, task.episode_length, tighten)
         self.multiplier: Multiplier | None = None
+        self.running_cost: RunningEpisodeCost | None = None
         price = config.multiplier
         solver: DualSolver | GivenMultiplierSolver
         infeasible: Infeasible = "recover"
         if isinstance(price, options.DualConfig):
             solver, infeasible = estep.make_solver(price.lam_max, self.waits), price.infeasible
         else:
-            if price is not None:
-                self.multiplier = price.make(config.budget.cost_limit).to(device)
+            if isinstance(price, options.PriceConfig):
+                self.multiplier = price.make(config.budget.cost_limit, config.collect.frames_per_batch)
+                self.running_cost = task.running_cost(price.memory)
+            elif price is not None:
+                self.multiplier = price.make(config.budget.cost_limit)
             given = self.multiplier or (lambda: torch.zeros_like(self.budget.q_limit))
-            solver = GivenMultiplierSolver(given, estep.make_solver(None, self.waits))
+            exact, in_spreads = estep.make_solver(None, self.waits), self.running_cost is not None
+            solver = GivenMultiplierSolver(given, exact, in_spreads=in_spreads)
         self.estep = EStepProjector(
             estep.epsilon, self.budget.q_limit, solver, infeasible, check_finite=False
         ).to(device)
         self.budget.to(device)
+        if self.multiplier is not None:
+            self.multiplier.to(device)
 
         fitted = {"params": list(self.mstep.policy_params.parameters()), "lr": config.policy.lr}
         bounds = {"params": list(region.parameters()), "lr": getattr(config.trust_region, "lr", 0.0)}
@@ -154,16 +161,20 @@ class CVPO(Learner):
         metrics |= {"eta": dual.eta, "lambda": dual.lam, "lambda_capped": dual.lam_clipped}
         metrics |= {"estep_cost": dual.expected_cost, "q_cost_limit": self.estep.cost_limits}
         metrics |= {"estep_kl": dual.kl, "estep_residual": dual.residual, "feasible": dual.feasible}
+        if self.multiplier is not None:
+            metrics |= {"price": self.multiplier.lam, "lambda_capped": self.multiplier.clipped}
         of_fit = ("kl_mean", "kl_cov", "alpha_mean", "alpha_cov", "entropy")
         return metrics | {name: fit[name] for name in of_fit}
 
-    def observe(self, episode_costs: torch.Tensor, frames: int) -> None:
+    def observe(self, steps: TensorDictBase, episode_costs: torch.Tensor, frames: int) -> None:
         """Move the limit, the multiplier and the reference policy between two batches of frames."""
         self.budget.observe(episode_costs, frames)
         self.estep.set_cost_limits(self.budget.q_limit)
         if self.multiplier is not None:
             self.multiplier.set_cost_limits(self.budget.cost_limit)
-            if len(episode_costs):
+            if self.running_cost is not None:
+                self.multiplier.update(self.running_cost.update(steps))
+            elif len(episode_costs):
                 self.multiplier.update(episode_costs.mean(0))
         if not self.follows:
             self.reference.step()
@@ -182,10 +193,10 @@ def main(config: Config) -> CVPO:
             replay.extend(loop.warm_up(config.critics.n_step + 1))
             for _ in range(config.critics.warmup_updates):
                 learner.critics.update(replay.transitions())
-        diagnosis = Diagnosis(learner.policy, learner.particles, learner.estep, gamma=config.critics.gamma)
+        diagnosis = Diagnosis(learner.policy, learner.particles, learner.estep, gamma=config.discount)
         for steps in loop.collect():
             replay.extend(steps)
-            learner.observe(loop.episode_costs, run.frames)
+            learner.observe(steps, loop.episode_costs, run.frames)
             loop.record(diagnosis.before(steps))
             for _ in loop.updates_due():
                 loop.record(update(*replay.sample()))

@@ -79,14 +79,16 @@ class SACLag(Learner):
         super().__init__()
         critics, cal, entropy = config.critics, config.augmentation, config.entropy
         self.policy = make_policy(config, task)
-        discounted = (critics.gamma, task.episode_length) if cal else ()
+        discounted = (config.discount, task.episode_length) if cal else ()
         self.budget = config.budget.make(*discounted).to(task.device)
         self.multiplier = config.multiplier.make(config.budget.cost_limit)
         critic = critics.make(task.observation_dim, task.action_dim, task.num_costs, **task.bounds)
         critic = critic.to(task.device)
         # CAL is conservative only in the loss of the policy. In the targets the bias would add up over steps.
         soft = {"entropy_coef": lambda: self.actor.alpha}
-        self.critics = critics.make_learner(critic, self.policy, "mean" if cal else None, **soft)
+        self.critics = critics.make_learner(
+            critic, self.policy, config.discount, "mean" if cal else None, **soft
+        )
         self.actor = SACLagLoss(
             self.policy,
             critic,

@@ -105,7 +105,7 @@ class TD3Lag(Learner):
         ).to(task.device)
         self.target_policy = Polyak(self.actor, eps=config.policy.polyak)
         targets = {"policy_params": self.actor.target_policy_params, "smooth_action": smoothing}
-        self.critics = critics.make_learner(critic, self.policy, **targets)
+        self.critics = critics.make_learner(critic, self.policy, config.discount, **targets)
         self.optim = torch.optim.Adam(self.actor.parameters(), lr=config.policy.lr)
 
     def update(self, transitions: TensorDictBase, number: int) -> dict[str, torch.Tensor]:

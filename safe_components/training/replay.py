@@ -68,7 +68,7 @@ class Replay:
             config.replay.size // skip,
             config.replay.batch_size,
             n_step=critics.n_step,
-            gamma=critics.gamma,
+            gamma=config.discount,
             window=None if window is None or window >= config.replay.size else window // skip,
             device=config.run.device,
         )

@@ -6,6 +6,7 @@ from safe_components.training.options.budget import (
     GradientConfig,
     Multiplier,
     PIDConfig,
+    PriceConfig,
 )
 from safe_components.training.options.device import usable_device
 from safe_components.training.options.estep import DualConfig, EStepConfig
@@ -66,6 +67,7 @@ __all__ = [
     "PolicyConfig",
     "PolyakConfig",
     "Positive",
+    "PriceConfig",
     "Range",
     "RecipeConfig",
     "Reference",

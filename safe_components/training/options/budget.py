@@ -7,10 +7,10 @@ from typing import Annotated, TypeAlias
 
 import tyro
 
-from safe_components.lagrangian import CostBudget, GradientMultiplier, PIDMultiplier
+from safe_components.lagrangian import CostBudget, ExponentiatedMultiplier, GradientMultiplier, PIDMultiplier
 from safe_components.training.options.ranges import Count, Limits, NotNegative, Positive
 
-__all__ = ["BudgetConfig", "FeedbackBudgetConfig", "GradientConfig", "Multiplier", "PIDConfig"]
+__all__ = ["BudgetConfig", "FeedbackBudgetConfig", "GradientConfig", "Multiplier", "PIDConfig", "PriceConfig"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,27 @@ class PIDConfig:
 
 
 Multiplier: TypeAlias = PIDConfig | GradientConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class PriceConfig:
+    """A price of the costs in spreads, whose logarithm follows the measured cost; no setting has a unit."""
+
+    rate: Positive = 0.02
+    """change of the logarithm of the price per 1,000 frames at twice the limit"""
+    kp: NotNegative = 1.0
+    """change of the logarithm of the price at twice the limit, in proportion to the excess"""
+    min: Positive = 0.2
+    """lower bound and initial value of the integral; 1 weighs a cost like the reward"""
+    max: Positive = 3.0
+    """upper bound of the price"""
+    memory: Positive = 10_000
+    """frames over which the measured cost is averaged"""
+
+    def make(self, cost_limit: tuple[float, ...], frames_per_batch: int) -> ExponentiatedMultiplier:
+        """Make the multiplier for these limits on the cost of an episode, for one update per batch."""
+        rate = self.rate * frames_per_batch / 1000
+        return ExponentiatedMultiplier(cost_limit, rate, self.kp, min_value=self.min, max_value=self.max)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ __all__ = [
 class MStepConfig:
     """The M-step, whose gradient steps fit the policy to the weighted actions."""
 
-    iterations: Count = 4
+    iterations: Count = 2
     """gradient steps of the policy per E-step"""
 
 
@@ -50,11 +50,11 @@ class TrustRegionConfig(ABC):
 class HardConfig(TrustRegionConfig):
     """A trust region that learned multipliers keep."""
 
-    kl_mean: Positive = 0.05
+    kl_mean: Positive = 0.02
     """bound on the KL divergence of the mean, in nats"""
-    kl_cov: Positive = 0.01
+    kl_cov: Positive = 0.002
     """bound on the KL divergence of the covariance, in nats"""
-    lr: Positive = 1e-2
+    lr: Positive = 0.1
     """step size of Adam for the multipliers"""
 
     def make(self) -> HardTrustRegion:

@@ -29,7 +29,7 @@ __all__ = [
 class CollectConfig:
     """Collection of frames."""
 
-    frames_per_batch: Count = 200
+    frames_per_batch: Count = 1_000
     """frames collected with one policy"""
     warmup_frames: Count = 5_000
     """initial frames with random actions; their statistics scale all observations"""
@@ -47,7 +47,7 @@ class CollectConfig:
 class OffPolicyCollectConfig(CollectConfig):
     """Collection of frames, and the number of updates after each batch."""
 
-    updates_per_frame: NotNegative = 0.12
+    updates_per_frame: NotNegative = 0.1
     """updates of the learner per collected frame"""
     workers: Whole = 0
     """processes that collect the next batch during the updates; 0 collects between updates in this process"""
@@ -91,9 +91,9 @@ class PolicyConfig:
 class GaussianPolicyConfig(PolicyConfig):
     """The Gaussian policy and its optimizer."""
 
-    covariance: Covariance = "full"
+    covariance: Covariance = "diagonal"
     """covariance of the policy: full or diagonal"""
-    min_std: Positive = 0.01
+    min_std: Positive = 0.1
     """lower bound of the standard deviation, as a share of half the action range"""
 
     def make(self, observation_dim: int, action_low: Tensor, action_high: Tensor) -> ProbabilisticActor:
@@ -113,7 +113,7 @@ class CriticConfig:
     """The critics of reward and costs, their targets and their optimizer."""
 
     gamma: Share = 0.99
-    """discount of the reward and the costs"""
+    """discount of the reward and the costs per frame; an action held for k frames is discounted by gamma^k"""
     n_step: Count = 3
     """number of steps of the temporal-difference targets"""
     hidden_sizes: Sizes = (128, 128)
@@ -122,7 +122,7 @@ class CriticConfig:
     """apply layer normalization to the first hidden layer"""
     reward_members: Count = 2
     """ensemble size for the reward; the minimum over members is used"""
-    cost_members: Count = 1
+    cost_members: Count = 2
     """ensemble size for the costs"""
     cost_aggregate: Literal["mean", "max", "conservative"] = "mean"
     """estimate taken from the cost ensemble; conservative is mean + cost_std standard deviations"""
@@ -132,7 +132,7 @@ class CriticConfig:
     """step size of Adam"""
     polyak: Share = 0.98
     """share of their own parameters that the target critics keep at each update"""
-    warmup_updates: Whole = 500
+    warmup_updates: Whole = 0
     """updates of the critics alone before the first update of the policy"""
 
     def make(
@@ -158,20 +158,26 @@ class CriticConfig:
         )
 
     def make_learner(
-        self, critic: nn.Module, policy: nn.Module, cost_aggregate: Aggregate | None = None, **further: Any
+        self,
+        critic: nn.Module,
+        policy: nn.Module,
+        gamma: float,
+        cost_aggregate: Aggregate | None = None,
+        **further: Any,
     ) -> CriticLearner:
         """Make the learner of the critics.
 
         Args:
             critic: critics from :meth:`make`.
             policy: policy that acts in the next state of the targets.
+            gamma: discount of a decision, `OffPolicyConfig.discount`.
             cost_aggregate: aggregate of the cost's targets; None takes this group's ``cost_aggregate``.
             **further: further arguments of `CriticLearner`.
         """
         how = self.cost_aggregate if cost_aggregate is None else cost_aggregate
         cost = dataclasses.replace(COST_SIGNAL, aggregate=how, std_coef=self.cost_std)
         signals, pace = (REWARD_SIGNAL, cost), {"lr": self.lr, "polyak": self.polyak}
-        return CriticLearner(critic, policy, signals, gamma=self.gamma, **pace, **further)
+        return CriticLearner(critic, policy, signals, gamma=gamma, **pace, **further)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,3 +188,9 @@ class OffPolicyConfig(RecipeConfig):
     replay: ReplayConfig = ReplayConfig()
     policy: PolicyConfig = PolicyConfig()
     critics: CriticConfig = CriticConfig()
+
+    @property
+    def discount(self) -> float:
+        """The discount of a decision, which is an action that is held for ``env.frame_skip`` frames."""
+        discount: float = self.critics.gamma**self.env.frame_skip
+        return discount
