@@ -61,7 +61,7 @@ class NewtonDualSolver(DualSolver):
         tol: float = 1e-9,
         max_iterations: int = 100,
         fixed_iterations: int | None = None,
-        fused: bool = False,
+        fused: bool = True,
         eta_min: float = 1e-6,
         lam_max: float | None = None,
         feasible_tol: float = 1e-6,

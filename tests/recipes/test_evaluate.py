@@ -23,7 +23,7 @@ import evaluate
 import ppo_lag
 import td3_lag
 from safe_components.policies import registry
-from safe_components.training import EnvConfig, read_metrics, video
+from safe_components.training import EnvConfig, load_policy, read_metrics, video
 from safe_components.training.recipes import load_recipe
 
 RECIPES = {recipe.Config.recipe: recipe for recipe in (cvpo, discrete_cvpo, td3_lag, ppo_lag)}
@@ -282,9 +282,12 @@ def test_frames_go_to_imageio_ffmpeg_where_it_is_installed(tmp_path, monkeypatch
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_a_run_from_the_cpu_is_evaluated_on_cuda(run_dir):
     evaluate.run([str(run_dir), "--episodes", "5", "--seed", "3", "--device", "cuda"])
-    seen = read_metrics(run_dir / "metrics.csv")["eval_reward"][-1]
-    # Rounding differs, and the motion is not chaotic.
-    assert np.mean([float(row["reward"]) for row in rows_of(run_dir)]) == pytest.approx(seen, rel=1e-3)
+    rewards = [float(row["reward"]) for row in rows_of(run_dir)]
+    assert np.isfinite(rewards).all()
+    # The GPU draws other initial states, so the actions are compared, not the episodes.
+    observation = torch.randn(50, 4)
+    here, there = (load_policy(run_dir, device=device)(observation.to(device)) for device in ("cpu", "cuda"))
+    torch.testing.assert_close(there.cpu(), here, rtol=1e-4, atol=1e-5)
 
 
 def fails(said, *arguments):
