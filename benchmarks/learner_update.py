@@ -14,7 +14,6 @@ import torch
 from learner_gemm import CRITICS, M_STEP, PARTICLES, Sizes
 from tensordict import TensorDict
 
-from safe_components.lagrangian import RunningEpisodeCost
 from safe_components.training import Averages, Replay, execute, overlay
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes"))
@@ -46,10 +45,6 @@ class RandomTask:
         """Bounds of the actions, as policies and critics take them."""
         high = torch.ones(self.action_dim)
         return {"action_low": -high, "action_high": high}
-
-    def running_cost(self, memory: float) -> RunningEpisodeCost:
-        """Make the estimate of an episode's cost for the steps drawn here."""
-        return RunningEpisodeCost(self.num_costs, 1, self.episode_length, memory)
 
     def steps(self, number: int) -> TensorDict:
         """Draw ``[1, number]`` steps; action 0 is rewarded, and costs 1 where it is positive."""

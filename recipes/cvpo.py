@@ -27,9 +27,9 @@ from safe_components.estep import (
     Infeasible,
     ParticleSampler,
 )
-from safe_components.lagrangian import Multiplier, RunningEpisodeCost
 from safe_components.mstep import MStepLoss
 from safe_components.training import (
+    CostControl,
     Diagnosis,
     Learner,
     Loop,
@@ -108,28 +108,23 @@ class CVPO(Learner):
         # Limits are on sums over an episode, whereas critics estimate discounted sums: docs/cost_budget.md.
         tighten = config.budget.make_feedback()
         self.budget = config.budget.make(config.discount, task.episode_length, tighten)
-        self.multiplier: Multiplier | None = None
-        self.running_cost: RunningEpisodeCost | None = None
+        self.control: CostControl | None = None
         price = config.multiplier
         solver: DualSolver | GivenMultiplierSolver
         infeasible: Infeasible = "recover"
         if isinstance(price, options.DualConfig):
             solver, infeasible = estep.make_solver(price.lam_max, self.waits), price.infeasible
         else:
-            if isinstance(price, options.PriceConfig):
-                self.multiplier = price.make(config.budget.cost_limit, config.collect.frames_per_batch)
-                self.running_cost = task.running_cost(price.memory)
-            elif price is not None:
-                self.multiplier = price.make(config.budget.cost_limit)
-            given = self.multiplier or (lambda: torch.zeros_like(self.budget.q_limit))
-            exact, in_spreads = estep.make_solver(None, self.waits), self.running_cost is not None
-            solver = GivenMultiplierSolver(given, exact, in_spreads=in_spreads)
+            exact = estep.make_solver(None, self.waits)
+            if price is None:
+                solver = GivenMultiplierSolver(lambda: torch.zeros_like(self.budget.q_limit), exact)
+            else:
+                self.control = CostControl(price, config, task, config.collect.frames_per_batch).to(device)
+                solver = GivenMultiplierSolver(self.control, exact, in_spreads=self.control.in_spreads)
         self.estep = EStepProjector(
             estep.epsilon, self.budget.q_limit, solver, infeasible, check_finite=False
         ).to(device)
         self.budget.to(device)
-        if self.multiplier is not None:
-            self.multiplier.to(device)
 
         fitted = {"params": list(self.mstep.policy_params.parameters()), "lr": config.policy.lr}
         bounds = {"params": list(region.parameters()), "lr": getattr(config.trust_region, "lr", 0.0)}
@@ -161,8 +156,8 @@ class CVPO(Learner):
         metrics |= {"eta": dual.eta, "lambda": dual.lam, "lambda_capped": dual.lam_clipped}
         metrics |= {"estep_cost": dual.expected_cost, "q_cost_limit": self.estep.cost_limits}
         metrics |= {"estep_kl": dual.kl, "estep_residual": dual.residual, "feasible": dual.feasible}
-        if self.multiplier is not None:
-            metrics |= {"price": self.multiplier.lam, "lambda_capped": self.multiplier.clipped}
+        if self.control is not None:
+            metrics |= self.control.metrics()
         of_fit = ("kl_mean", "kl_cov", "alpha_mean", "alpha_cov", "entropy")
         return metrics | {name: fit[name] for name in of_fit}
 
@@ -170,12 +165,8 @@ class CVPO(Learner):
         """Move the limit, the multiplier and the reference policy between two batches of frames."""
         self.budget.observe(episode_costs, frames)
         self.estep.set_cost_limits(self.budget.q_limit)
-        if self.multiplier is not None:
-            self.multiplier.set_cost_limits(self.budget.cost_limit)
-            if self.running_cost is not None:
-                self.multiplier.update(self.running_cost.update(steps))
-            elif len(episode_costs):
-                self.multiplier.update(episode_costs.mean(0))
+        if self.control is not None:
+            self.control.observe(self.budget.cost_limit, steps, episode_costs)
         if not self.follows:
             self.reference.step()
 

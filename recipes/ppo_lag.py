@@ -27,7 +27,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 from safe_components import keys
-from safe_components.training import Learner, Loop, Run, Task, launch, options
+from safe_components.training import CostControl, Learner, Loop, Run, Task, launch, options
 
 # Entries that the advantage estimation of the cost renames, with the prefix ``cost_``.
 COST_KEYS = ("value", "advantage", "value_target", "done", "terminated")
@@ -83,7 +83,7 @@ class Config(options.RecipeConfig):
     values: ValuesConfig = ValuesConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     # The gains are larger than in off-policy recipes, where the multiplier moves more often.
-    multiplier: options.Multiplier = options.PIDConfig(kp=0.05, kd=0.1)
+    multiplier: options.PriceConfig | options.Multiplier = options.PriceConfig()
     ppo: PPOConfig = PPOConfig()
 
 
@@ -100,7 +100,9 @@ def make_value(config: Config, task: Task, outputs: int, out_key: str) -> Tensor
 
 
 @torch.no_grad()
-def add_advantage(steps: TensorDictBase, reward_gae: GAE, cost_gae: GAE, lam: torch.Tensor) -> TensorDictBase:
+def add_advantage(
+    steps: TensorDictBase, reward_gae: GAE, cost_gae: GAE, lam: torch.Tensor, in_spreads: bool = False
+) -> torch.Tensor:
     """Write ``advantage = (A_r - λᵀ A_c) / (1 + Σ λ)`` and the value networks' targets.
 
     Both estimates bootstrap after truncation but not after termination.
@@ -111,18 +113,22 @@ def add_advantage(steps: TensorDictBase, reward_gae: GAE, cost_gae: GAE, lam: to
         cost_gae: estimator that reads the costs ``[..., T, m]``; its other keys are ``COST_KEYS`` with the
             prefix ``cost_``.
         lam: multipliers ``[m]``.
+        in_spreads: whether they are prices: ``λ_i = θ_i std A_r / std A_c,i``.
 
     Returns:
-        The same ``steps``.
+        ``λ [m]``, reward per cost.
     """
     cost = steps[keys.COST]
     for name in ("done", "terminated"):  # GAE needs one flag per cost
         steps["next", f"cost_{name}"] = steps["next", name].expand_as(cost)
     cost_gae(reward_gae(steps))
     lam = lam.to(cost)
+    if in_spreads:
+        spread = steps["cost_advantage"].flatten(0, -2).std(0)
+        lam = torch.where(spread > 0, lam * steps["advantage"].std() / spread, 0.0)
     penalty = (steps["cost_advantage"] * lam).sum(-1, keepdim=True)
     steps["advantage"] = (steps["advantage"] - penalty) / (1 + lam.sum())
-    return steps
+    return lam
 
 
 def standardize(advantage: torch.Tensor) -> torch.Tensor:
@@ -141,7 +147,9 @@ class PPOLag(Learner):
         self.reward_value = make_value(config, task, 1, "state_value")
         self.cost_value = make_value(config, task, task.num_costs, "cost_value")
         self.budget = config.budget.make()
-        self.multiplier = config.multiplier.make(config.budget.cost_limit)
+        self.control = CostControl(config.multiplier, config, task, config.collect.frames_per_batch).to(
+            task.device
+        )
         discounts = {"gamma": advantage.gamma, "lmbda": advantage.gae_lambda, "device": task.device}
         self.reward_gae = GAE(value_network=self.reward_value, **discounts)
         self.cost_gae = GAE(value_network=self.cost_value, **discounts)
@@ -161,7 +169,8 @@ class PPOLag(Learner):
 
     def epochs(self, steps: TensorDictBase) -> Iterator[tuple[TensorDictBase, ...]]:
         """Yield the batches of each pass over steps ``[N, T]``, until the policy has moved too far."""
-        steps = add_advantage(steps, self.reward_gae, self.cost_gae, self.multiplier())
+        price, in_spreads = self.control(), self.control.in_spreads
+        self.lam = add_advantage(steps, self.reward_gae, self.cost_gae, price, in_spreads)
         steps = steps.select(*LEARNED_FROM).reshape(-1)
         with torch.no_grad():
             before = self.policy.get_dist(steps)
@@ -194,12 +203,10 @@ class PPOLag(Learner):
         metrics |= {"loss_value_reward": out["loss_critic"], "loss_value_cost": loss_cost}
         return metrics | {"clip_fraction": out["clip_fraction"], "entropy": out["entropy"]}
 
-    def observe(self, episode_costs: torch.Tensor, frames: int) -> None:
+    def observe(self, steps: TensorDictBase, episode_costs: torch.Tensor, frames: int) -> None:
         """Move the limit and the multiplier between two batches of frames."""
         self.budget.observe(episode_costs, frames)
-        self.multiplier.set_cost_limits(self.budget.cost_limit)
-        if len(episode_costs):
-            self.multiplier.update(episode_costs.mean(0))
+        self.control.observe(self.budget.cost_limit, steps, episode_costs)
 
 
 def main(config: Config) -> PPOLag:
@@ -211,13 +218,12 @@ def main(config: Config) -> PPOLag:
         if run.frames == 0:
             loop.warm_up()
         for steps in loop.collect():
-            learner.observe(loop.episode_costs, run.frames)
+            learner.observe(steps, loop.episode_costs, run.frames)
             for batches in learner.epochs(steps.to(task.device)):
                 for batch in batches:
                     run.count_update()
                     loop.record(learner.update(batch))
-            lam, capped = learner.multiplier(), learner.multiplier.clipped
-            loop.record({"lambda": lam, "lambda_capped": capped, "kl": learner.kl})
+            loop.record(learner.control.metrics() | {"lambda": learner.lam, "kl": learner.kl})
             loop.report(shown=("lambda", "kl"))
     return learner
 

@@ -20,7 +20,17 @@ from tensordict.nn import ProbabilisticTensorDictSequential
 
 from safe_components.lagrangian import SACLagLoss
 from safe_components.policies import tanh_gaussian_policy
-from safe_components.training import Learner, Loop, Replay, Run, Task, launch, options, require_memory
+from safe_components.training import (
+    CostControl,
+    Learner,
+    Loop,
+    Replay,
+    Run,
+    Task,
+    launch,
+    options,
+    require_memory,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +69,7 @@ class Config(options.OffPolicyConfig):
 
     recipe: ClassVar[str] = "sac_lag"
     policy: PolicyConfig = PolicyConfig()
-    multiplier: options.Multiplier = options.PIDConfig()
+    multiplier: options.PriceConfig | options.Multiplier = options.PriceConfig()
     entropy: EntropyConfig = EntropyConfig()
     augmentation: CALConfig | None = None
 
@@ -81,7 +91,9 @@ class SACLag(Learner):
         self.policy = make_policy(config, task)
         discounted = (config.discount, task.episode_length) if cal else ()
         self.budget = config.budget.make(*discounted).to(task.device)
-        self.multiplier = config.multiplier.make(config.budget.cost_limit)
+        self.control = CostControl(config.multiplier, config, task, config.collect.frames_per_batch).to(
+            task.device
+        )
         critic = critics.make(task.observation_dim, task.action_dim, task.num_costs, **task.bounds)
         critic = critic.to(task.device)
         # CAL is conservative only in the loss of the policy. In the targets the bias would add up over steps.
@@ -92,7 +104,8 @@ class SACLag(Learner):
         self.actor = SACLagLoss(
             self.policy,
             critic,
-            self.multiplier,
+            self.control,
+            in_spreads=self.control.in_spreads,
             cost_aggregate="conservative" if cal else critics.cost_aggregate,
             std_coef=critics.cost_std,
             target_entropy="auto" if entropy.target is None else entropy.target,
@@ -111,19 +124,17 @@ class SACLag(Learner):
         self.optim.zero_grad()
         (out["loss_actor"] + out["loss_alpha"]).backward()
         self.optim.step()
-        metrics |= {"lambda": self.multiplier.lam, "lambda_capped": self.multiplier.clipped}
-        metrics |= {"lambda_effective": out["lam_effective"]}
+        metrics |= self.control.metrics()
+        metrics |= {"lambda": out["lam"], "lambda_effective": out["lam_effective"]}
         if self.actor.q_cost_limit is not None:  # only CAL has it
             metrics["q_cost_limit"] = self.actor.q_cost_limit
         metrics |= {"actor_q_reward": out["q_reward"], "actor_q_cost": out["q_cost"]}
         return metrics | {name: out[name] for name in ("loss_actor", "alpha", "entropy")}
 
-    def observe(self, episode_costs: torch.Tensor, frames: int) -> None:
+    def observe(self, steps: TensorDictBase, episode_costs: torch.Tensor, frames: int) -> None:
         """Move the limit and the multiplier between two batches of frames."""
         self.budget.observe(episode_costs, frames)
-        self.multiplier.set_cost_limits(self.budget.cost_limit)
-        if len(episode_costs):
-            self.multiplier.update(episode_costs.mean(0))
+        self.control.observe(self.budget.cost_limit, steps, episode_costs)
 
 
 def main(config: Config) -> SACLag:
@@ -142,7 +153,7 @@ def main(config: Config) -> SACLag:
                 learner.critics.update(replay.transitions())
         for steps in loop.collect():
             replay.extend(steps)
-            learner.observe(loop.episode_costs, run.frames)
+            learner.observe(steps, loop.episode_costs, run.frames)
             for _ in loop.updates_due():
                 loop.record(learner.update(replay.transitions()))
             loop.report(shown=("lambda", "alpha"))

@@ -25,6 +25,7 @@ from safe_components.critics import Polyak, TargetSmoothing
 from safe_components.lagrangian import DeterministicLagLoss
 from safe_components.policies import deterministic_policy
 from safe_components.training import (
+    CostControl,
     Learner,
     Loop,
     Replay,
@@ -72,7 +73,7 @@ class Config(options.OffPolicyConfig):
 
     recipe: ClassVar[str] = "td3_lag"
     policy: PolicyConfig = PolicyConfig()
-    multiplier: options.Multiplier = options.PIDConfig()
+    multiplier: options.PriceConfig | options.Multiplier = options.PriceConfig()
     algorithm: TD3Config | DDPGConfig = TD3Config()
 
 
@@ -96,12 +97,18 @@ class TD3Lag(Learner):
             ).to(task.device)
         self.policy = make_policy(config, task)
         self.budget = config.budget.make()
-        self.multiplier = config.multiplier.make(config.budget.cost_limit)
+        self.control = CostControl(config.multiplier, config, task, config.collect.frames_per_batch).to(
+            task.device
+        )
         critic = critics.make(task.observation_dim, task.action_dim, task.num_costs, **task.bounds)
         critic = critic.to(task.device)
         # The loss of the actor holds the target policy, which acts in the targets of the critics.
         self.actor = DeterministicLagLoss(
-            self.policy, critic, self.multiplier, normalize=config.policy.normalize
+            self.policy,
+            critic,
+            self.control,
+            in_spreads=self.control.in_spreads,
+            normalize=config.policy.normalize,
         ).to(task.device)
         self.target_policy = Polyak(self.actor, eps=config.policy.polyak)
         targets = {"policy_params": self.actor.target_policy_params, "smooth_action": smoothing}
@@ -111,7 +118,7 @@ class TD3Lag(Learner):
     def update(self, transitions: TensorDictBase, number: int) -> dict[str, torch.Tensor]:
         """Take one step of the critics; at every ``delay``-th update also move the policy and its target."""
         metrics = self.critics.update(transitions)
-        metrics |= {"lambda": self.multiplier.lam, "lambda_capped": self.multiplier.clipped}
+        metrics |= self.control.metrics()
         if number % self.delay:
             return metrics
         out = self.actor(transitions)
@@ -119,15 +126,13 @@ class TD3Lag(Learner):
         out["loss_actor"].backward()
         self.optim.step()
         self.target_policy.step()
-        metrics |= {"actor_q_reward": out["q_reward"], "actor_q_cost": out["q_cost"]}
+        metrics |= {"lambda": out["lam"], "actor_q_reward": out["q_reward"], "actor_q_cost": out["q_cost"]}
         return metrics | {"loss_actor": out["loss_actor"]}
 
-    def observe(self, episode_costs: torch.Tensor, frames: int) -> None:
+    def observe(self, steps: TensorDictBase, episode_costs: torch.Tensor, frames: int) -> None:
         """Move the limit and the multiplier between two batches of frames."""
         self.budget.observe(episode_costs, frames)
-        self.multiplier.set_cost_limits(self.budget.cost_limit)
-        if len(episode_costs):
-            self.multiplier.update(episode_costs.mean(0))
+        self.control.observe(self.budget.cost_limit, steps, episode_costs)
 
 
 def main(config: Config) -> TD3Lag:
@@ -146,7 +151,7 @@ def main(config: Config) -> TD3Lag:
                 learner.critics.update(replay.transitions())
         for steps in loop.collect():
             replay.extend(steps)
-            learner.observe(loop.episode_costs, run.frames)
+            learner.observe(steps, loop.episode_costs, run.frames)
             for number in loop.updates_due():
                 loop.record(learner.update(replay.transitions(), number))
             loop.report(shown=("lambda",))

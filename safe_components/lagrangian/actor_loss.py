@@ -94,6 +94,7 @@ class LagrangianActorLoss(LossModule):  # type: ignore[misc]  # TorchRL has no t
         augmentation: float,
         q_cost_limit: float | Sequence[float] | Tensor | None,
         target_policy: bool,
+        in_spreads: bool,
     ) -> None:
         super().__init__()
         for how in (reward_aggregate, cost_aggregate):
@@ -108,7 +109,7 @@ class LagrangianActorLoss(LossModule):  # type: ignore[misc]  # TorchRL has no t
                 "(safe_components.ops.q_cost_limit converts)"
             )
         self.reward_aggregate, self.cost_aggregate, self.std_coef = reward_aggregate, cost_aggregate, std_coef
-        self.normalize, self.augmentation = normalize, augmentation
+        self.normalize, self.augmentation, self.in_spreads = normalize, augmentation, in_spreads
         self.convert_to_functional(policy, "policy", create_target_params=target_policy)
         limits = None if q_cost_limit is None else q_limits(q_cost_limit, "q_cost_limit")
         if isinstance(q_cost_limit, Tensor) and q_cost_limit.ndim:
@@ -145,6 +146,9 @@ class LagrangianActorLoss(LossModule):  # type: ignore[misc]  # TorchRL has no t
                 f"critic has {q_cost.shape[-1]} cost outputs, multiplier {lam.shape[0]} values: both need "
                 "one per cost signal"
             )
+        if self.in_spreads:
+            spread = q_cost.detach().flatten(0, -2).std(0)
+            lam = torch.where(spread > 0, lam * q_reward.detach().std() / spread, 0.0)
         effective = lam
         if self.augmentation and self.q_cost_limit is not None:
             if self.q_cost_limit.shape != lam.shape:

@@ -40,6 +40,8 @@ class DeterministicLagLoss(LagrangianActorLoss):
             0 turns it off.
         q_cost_limit: ``d_Q [m]``, the limits in the critic's unit, needed by ``augmentation``. A tensor
             ``[m]``, such as `CostBudget.q_limit`, is shared, so changes in place take effect.
+        in_spreads: whether the multiplier is a price ``θ`` without unit. Then ``λ_i = θ_i s_r / s_i``, with
+            the standard deviations ``s`` of the values over the batch. No unit of a reward or cost matters.
 
     Returns:
         From ``forward``, a TensorDict without batch size. All entries but the loss are detached:
@@ -88,6 +90,7 @@ class DeterministicLagLoss(LagrangianActorLoss):
         normalize: bool = True,
         augmentation: float = 0.0,
         q_cost_limit: float | Sequence[float] | Tensor | None = None,
+        in_spreads: bool = False,
     ) -> None:
         if hasattr(policy, "get_dist"):
             raise ValueError(
@@ -104,6 +107,7 @@ class DeterministicLagLoss(LagrangianActorLoss):
             normalize=normalize,
             augmentation=augmentation,
             q_cost_limit=q_cost_limit,
+            in_spreads=in_spreads,
             target_policy=True,
         )
 

@@ -44,6 +44,8 @@ class SACLagLoss(LagrangianActorLoss):
             0 turns it off.
         q_cost_limit: ``d_Q [m]``, the limits in the critic's unit, needed by ``augmentation``. A tensor
             ``[m]``, such as `CostBudget.q_limit`, is shared, so changes in place take effect.
+        in_spreads: whether the multiplier is a price ``θ`` without unit. Then ``λ_i = θ_i s_r / s_i``, with
+            the standard deviations ``s`` of the values over the batch. No unit of a reward or cost matters.
 
     Attributes:
         policy_params: the actor's parameters.
@@ -111,6 +113,7 @@ class SACLagLoss(LagrangianActorLoss):
         normalize: bool = True,
         augmentation: float = 0.0,
         q_cost_limit: float | Sequence[float] | Tensor | None = None,
+        in_spreads: bool = False,
     ) -> None:
         if not hasattr(policy, "get_dist"):
             raise ValueError(
@@ -131,6 +134,7 @@ class SACLagLoss(LagrangianActorLoss):
             normalize=normalize,
             augmentation=augmentation,
             q_cost_limit=q_cost_limit,
+            in_spreads=in_spreads,
             target_policy=False,
         )
         self.target_entropy = target_entropy

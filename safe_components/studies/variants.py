@@ -46,10 +46,14 @@ class Choice:
 
 def _lagrangian(algorithm: str, recipe: str, changes: Mapping[str, Any] | None = None) -> dict[str, Variant]:
     name, changes = f"{algorithm.lower()}-lag", changes or {}
-    ways = {"gradient": "a multiplier moved by gradient ascent", "pid": "a PID-controlled multiplier"}
+    ways = {
+        "price": "a price in spreads, moved on its logarithm",
+        "gradient": "a multiplier moved by gradient ascent",
+        "pid": "a PID-controlled multiplier",
+    }
     return {
         name + suffix: Variant(recipe, f"{algorithm} with {ways[way]}", {**changes, "multiplier": way})
-        for suffix, way in (("", "gradient"), ("-pid", "pid"))
+        for suffix, way in (("", "price"), ("-gradient", "gradient"), ("-pid", "pid"))
     }
 
 
@@ -60,30 +64,36 @@ VARIANTS: Mapping[str, Variant] = {
     "retract": Variant(
         "cvpo", "trust region kept by shortening steps, without multipliers", {"trust_region": "retract"}
     ),
-    "diagonal": Variant("cvpo", "diagonal covariance", {"policy.covariance": "diagonal"}),
-    "slsqp": Variant("cvpo", "E-step's dual solved by SciPy's SLSQP", {"estep.solver": "slsqp"}),
-    "adam": Variant("cvpo", "E-step's dual updated by one Adam step per batch", {"estep.solver": "adam"}),
+    "full": Variant("cvpo", "full covariance", {"policy.covariance": "full"}),
+    "dual": Variant("cvpo", "λ as the exact solution of the E-step's dual", {"multiplier": "dual"}),
+    "slsqp": Variant(
+        "cvpo",
+        "E-step's dual solved by SciPy's SLSQP",
+        {"multiplier": "dual", "estep.solver": "slsqp"},
+    ),
+    "adam": Variant(
+        "cvpo",
+        "E-step's dual updated by one Adam step per batch",
+        {"multiplier": "dual", "estep.solver": "adam"},
+    ),
     "unconstrained": Variant("cvpo", "no cost limit: MPO", {"multiplier": "none"}),
     "lagrangian": Variant(
         "cvpo",
-        "λ moved by gradient ascent on the episodes' cost, not solved for in the dual",
+        "λ moved by gradient ascent on the episodes' cost",
         {"multiplier": "gradient"},
     ),
     "pid": Variant(
         "cvpo",
-        "λ moved by PID control of the episodes' cost, not solved for in the dual",
+        "λ moved by PID control of the episodes' cost",
         {"multiplier": "pid"},
     ),
     "feedback": Variant(
         "cvpo",
         "E-step's limits tightened while episodes exceed the limits",
-        {"budget.feedback": "pid"},
+        {"multiplier": "dual", "budget.feedback": "pid"},
     ),
     "polyak": Variant(
         "cvpo", "reference policy is a Polyak average, moved at each update", {"reference": "polyak"}
-    ),
-    "copy": Variant(
-        "cvpo", "reference policy is a copy, made after each batch of frames", {"reference": "copy"}
     ),
     "online-critics": Variant(
         "cvpo",
@@ -103,12 +113,12 @@ VARIANTS: Mapping[str, Variant] = {
     "recover": Variant(
         "cvpo",
         "cost alone lowered if the KL ball holds no safe distribution",
-        {"multiplier.infeasible": "recover"},
+        {"multiplier": "dual", "multiplier.infeasible": "recover"},
     ),
     "clip": Variant(
         "cvpo",
         "λ kept at its cap if the KL ball holds no safe distribution",
-        {"multiplier.infeasible": "clip"},
+        {"multiplier": "dual", "multiplier.infeasible": "clip"},
     ),
     "few-particles": Variant("cvpo", "4 particles per state", {"estep.num_particles": 4}),
     "many-particles": Variant("cvpo", "64 particles per state", {"estep.num_particles": 64}),

@@ -12,6 +12,7 @@ from safe_components.training.config import (
     with_run,
     with_value,
 )
+from safe_components.training.control import CostControl
 from safe_components.training.curves import plot_curves, plot_diagnosis, read_metrics
 from safe_components.training.deploy import export_policy, load_policy, save_policy
 from safe_components.training.diagnosis import Diagnosis
@@ -36,6 +37,7 @@ from safe_components.training.video import record_video
 
 __all__ = [
     "Averages",
+    "CostControl",
     "Diagnosis",
     "EnvConfig",
     "EpisodeStatistics",

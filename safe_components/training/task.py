@@ -15,7 +15,6 @@ from torchrl.envs import Compose, EnvBase, ObservationNorm, RewardSum, Transform
 
 from safe_components import keys
 from safe_components.envs import make_env
-from safe_components.lagrangian import RunningEpisodeCost
 from safe_components.training.normalize import fit_observation_norm, observation_norm, scale_steps
 from safe_components.training.options import RecipeConfig, cost_suffixes
 
@@ -83,14 +82,6 @@ class Task:
         if steps is None:
             raise ValueError(f"{env.id} has no episode length: set --env.max-episode-steps")
         return int(steps) // env.frame_skip
-
-    def running_cost(self, memory: float) -> RunningEpisodeCost:
-        """Make the running estimate of the cost of an episode, which forgets after ``memory`` frames."""
-        env = self.config.env
-        estimate = RunningEpisodeCost(
-            self.num_costs, env.num_envs, self.episode_length, memory / env.frame_skip
-        )
-        return estimate.to(self.env_device)
 
     def training_env(self, seed: int) -> EnvBase:
         """Make environments that scale observations and sum reward and cost over each episode."""
