@@ -281,7 +281,7 @@ class ExponentiatedMultiplier(Multiplier):
         kp: float = 1.0,
         *,
         min_value: float = 0.2,
-        max_value: float | None = 3.0,
+        max_value: float | None = 2.0,
     ) -> None:
         super().__init__(cost_limits, min_value, max_value)
         if not 0 < rate < math.inf:

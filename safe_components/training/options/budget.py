@@ -64,7 +64,7 @@ class PriceConfig:
     """change of the logarithm of the price at twice the limit, in proportion to the excess"""
     min: Positive = 0.2
     """lower bound and initial value of the integral; 1 weighs a cost like the reward"""
-    max: Positive = 3.0
+    max: Positive = 2.0
     """upper bound of the price"""
     memory: Positive = 10_000
     """frames over which the measured cost is averaged"""
