@@ -278,7 +278,7 @@ class ExponentiatedMultiplier(Multiplier):
         self,
         cost_limits: float | Sequence[float] | Tensor,
         rate: float = 0.02,
-        kp: float = 1.0,
+        kp: float = 1.5,
         *,
         min_value: float = 0.2,
         max_value: float | None = 2.0,

@@ -53,7 +53,7 @@ def test_retraction_shortens_what_is_too_long(swapped):
     held, learner = swapped("--trust-region", "retract", *bounds, *options, name="retract")
     assert not list(learner.mstep.trust_region.parameters())
     assert "retracted" not in free
-    assert free["kl_mean"].min() > 0.01
+    assert free["kl_mean"].min() > 5e-3
     assert held["kl_mean"].max() < 2.5e-3
     assert ((held["retracted"] > 0.5) & (held["retracted"] < 1.0)).all()
 
@@ -72,8 +72,8 @@ def test_without_trust_region_the_policy_goes_further(swapped):
     free, _ = swapped("--trust-region", "none", name="free")
     assert set(free["alpha_mean"]) == {0.0}
     # The tight one's multipliers need the first updates to rise.
-    assert (free["kl_mean"] > 2 * tight["kl_mean"])[1:].all()
-    assert (free["kl_cov"] > 2 * tight["kl_cov"])[1:].all()
+    assert (free["kl_mean"] > 2 * tight["kl_mean"])[2:].all()
+    assert (free["kl_cov"] > 2 * tight["kl_cov"])[2:].all()
 
 
 @pytest.mark.parametrize("covariance", ["full", "diagonal"])
@@ -85,7 +85,8 @@ def test_covariance(swapped, covariance):
 def test_min_std_is_the_policys_floor(swapped):
     smallest = {}
     for floor in (0.01, 0.45):
-        options = ("--policy.min-std", floor, "--trust-region", "none", "--policy.lr", 0.01)
+        options = ("--policy.min-std", floor, "--trust-region", "none", "--policy.lr", 0.03)
+        options += ("--collect.updates-per-frame", 0.05)
         _, learner = swapped(*options, name=str(floor))
         smallest[floor] = spread(learner).diagonal(dim1=-2, dim2=-1).min()
     assert smallest[0.01] < 0.45  # half the action range is 1
@@ -94,7 +95,7 @@ def test_min_std_is_the_policys_floor(swapped):
 
 def test_only_newton_solves_the_dual_exactly(swapped):
     residual = {
-        name: swapped("--estep.solver", name, name=name)[0]["estep_residual"].max()
+        name: swapped("--multiplier", "dual", "--estep.solver", name, name=name)[0]["estep_residual"].max()
         for name in ("newton", "slsqp", "adam")
     }
     assert residual["newton"] < 1e-6
@@ -136,19 +137,20 @@ def test_the_multiplier_follows_the_episodes_of_each_batch(swapped, costly, kind
     assert max(lam) > 0
     # The updates that follow a batch use the multiplier at once.
     np.testing.assert_allclose(rows["lambda"], lam, rtol=1e-5)
-    assert learner.multiplier.lam.item() == pytest.approx(lam[-1], rel=1e-5)
+    assert learner.control.multiplier.lam.item() == pytest.approx(lam[-1], rel=1e-5)
 
 
 def test_no_constraint_has_no_price(swapped):
     rows, learner = swapped("--multiplier", "none", "--cost-limit", 0)
     assert set(rows["lambda"]) == {0.0}
-    assert learner.multiplier is None
+    assert learner.control is None
 
 
-def test_where_the_limit_is_out_of_reach(swapped):
+def test_where_the_limit_is_out_of_reach(swapped, costly):
+    task = ("--env.id", "Costly-v0", "--cost-limit", 0, "--multiplier", "dual")
     clip = ("--multiplier.infeasible", "clip", "--multiplier.max", 0.5)
-    clipped, _ = swapped(*clip, "--cost-limit", 0, name="clip")
-    recovered, _ = swapped("--multiplier.infeasible", "recover", "--cost-limit", 0, name="recover")
+    clipped, _ = swapped(*task, *clip, name="clip")
+    recovered, _ = swapped(*task, "--multiplier.infeasible", "recover", name="recover")
     assert clipped["feasible"][0] < 1
     assert recovered["feasible"][0] < 1
     np.testing.assert_allclose(clipped["lambda_capped"], 1 - clipped["feasible"])
@@ -158,20 +160,21 @@ def test_where_the_limit_is_out_of_reach(swapped):
 
 def test_limit_schedule(swapped):
     flags = ("--budget.start", 40, "--cost-limit", 10, "--budget.decay-frames", 1000)
-    rows, learner = swapped(*flags)
+    rows, learner = swapped("--multiplier", "dual", *flags)
     # Frames 600, 800, 1000, 1200: 60 %, 80 %, all, all of the way from 40 to 10; gamma .99, 50 steps.
     limits = np.array([22.0, 16.0, 10.0, 10.0])
     np.testing.assert_allclose(rows["q_cost_limit"], limits * (1 - 0.99**50) / (0.01 * 50), rtol=1e-6)
     assert learner.budget.cost_limit.item() == pytest.approx(10.0)
     _, learner = swapped("--multiplier", "pid", *flags, "--total-frames", 800, name="pid")
-    assert learner.multiplier.cost_limits.item() == pytest.approx(16.0)
+    assert learner.control.multiplier.cost_limits.item() == pytest.approx(16.0)
 
 
-def test_feedback_tightens_the_limits(swapped):
+def test_feedback_tightens_the_limits(swapped, costly):
+    task = ("--env.id", "Costly-v0", "--cost-limit", 1, "--multiplier", "dual")
     # An episode of this task costs more than nothing in the first frames: the multiplier rises at once.
-    plain, _ = swapped("--cost-limit", 1, name="plain")
+    plain, _ = swapped(*task, name="plain")
     feedback = ("--budget.feedback", "gradient", "--budget.feedback.lr", 0.01)
-    rows, learner = swapped("--cost-limit", 1, *feedback, name="feedback")
+    rows, learner = swapped(*task, *feedback, name="feedback")
     limit = (1 - 0.99**50) / (0.01 * 50)
     np.testing.assert_allclose(plain["q_cost_limit"], limit, rtol=1e-6)
     lam = learner.budget.feedback.lam.item()

@@ -28,15 +28,16 @@ from safe_components.training import (
 from safe_components.training.options import estep as estep_options
 
 SIZES = (
-    "--cost-limit 200 --replay.size 500 --replay.window 400 --estep.num-particles 4 --mstep.iterations 3"
+    "--env.num-envs 1 --cost-limit 200 --replay.size 500 --replay.window 400 --estep.num-particles 4 "
+    "--mstep.iterations 3"
 ).split()
 SETTINGS = [
     "",
-    "--multiplier.infeasible recover --policy.covariance diagonal",
+    "--multiplier dual --multiplier.infeasible recover --policy.covariance full --reference polyak",
     "--trust-region soft --multiplier pid --critics.n-step 1",
     "--trust-region none --multiplier none --cost-limit 4",
-    "--reference copy --estep.critics online --trust-region retract",
-    "--estep.solver adam --critics.cost-members 2 --critics.cost-aggregate conservative",
+    "--multiplier dual --estep.critics online --trust-region retract",
+    "--multiplier dual --estep.solver adam --critics.cost-members 2 --critics.cost-aggregate conservative",
 ]
 NAMES = [settings.replace(" --", "-").removeprefix("--") or "defaults" for settings in SETTINGS]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -84,7 +85,9 @@ def several(parts, count=6):
     for index in range(count):
         if index == count // 2:
             # Over the limit, by then 440 at most.
-            parts.learner.observe(torch.tensor([[700.0], [500.0]]), 30_000)
+            costly = RandomTask(6, 2, torch.device("cpu")).steps(50)
+            costly["next", "cost"].fill_(10.0)
+            parts.learner.observe(costly, torch.tensor([[700.0], [500.0]]), 30_000)
         metrics.append({key: value.clone() for key, value in parts.update().items()})
     return metrics, parts.state()
 

@@ -60,7 +60,18 @@ def test_the_multiplier_follows_the_episodes_collected(recipe, own, multiplier, 
 @recipes
 def test_resuming_restores_multiplier_optimizers_and_targets(recipe, own, tmp_path, training):
     directory = tmp_path / "run"
-    flags = (*SMALL, *own, "--multiplier.ki", 0.1, "--multiplier.kd", 0.5, "--total-frames", 600)
+    flags = (
+        *SMALL,
+        *own,
+        "--multiplier",
+        "pid",
+        "--multiplier.ki",
+        0.1,
+        "--multiplier.kd",
+        0.5,
+        "--total-frames",
+        600,
+    )
     _, learner = training(recipe, *flags)
     config = load_config(recipe.Config, directory)
     saved, found = learner.state_dict(), restored(recipe, directory, learner).state_dict()
@@ -84,7 +95,7 @@ def test_resuming_restores_multiplier_optimizers_and_targets(recipe, own, tmp_pa
 def test_sac_lag_with_two_costs_and_two_limits(tmp_path, training):
     flags = (*SMALL, "--seed", 1, "--total-frames", 3200, "--augmentation", "cal")
     flags += ("--env.cost-keys", "walls", "speed", "--cost-limit", 2, 1)
-    flags += ("--multiplier.ki", 0.1, "--multiplier.init", 1)
+    flags += ("--multiplier", "pid", "--multiplier.ki", 0.1, "--multiplier.init", 1)
     # Episodes long enough to reach the walls.
     flags += ("--env.max-episode-steps", 200, "--collect.frames-per-batch", 800, "--log-interval", 800)
     rows, _ = training(sac_lag, *flags)
@@ -98,7 +109,7 @@ def test_sac_lag_with_two_costs_and_two_limits(tmp_path, training):
 
 def test_cal_replaces_the_multiplier_by_the_augmented_one(training):
     """One update a row, so that its terms are in the table: [λ + c (Q_c - d_Q)]_+ with d_Q of 50 steps."""
-    flags = ("--augmentation", "cal", "--augmentation.coef", 3, "--multiplier.init", 4)
+    flags = ("--augmentation", "cal", "--augmentation.coef", 3, "--multiplier", "pid", "--multiplier.init", 4)
     pace = ("--collect.updates-per-frame", 0.005)
     rows, learner = training(sac_lag, *SMALL, "--seed", 1, *flags, *pace)
     limit = q_cost_limit(2.0, sac_lag.Config().critics.gamma, 50).item()
@@ -110,7 +121,7 @@ def test_cal_replaces_the_multiplier_by_the_augmented_one(training):
 
 
 def test_a_capped_multiplier_is_reported(training):
-    flags = ("--multiplier.ki", 5, "--multiplier.max", 0.25, "--cost-limit", 0)
+    flags = ("--multiplier", "pid", "--multiplier.ki", 5, "--multiplier.max", 0.25, "--cost-limit", 0)
     rows, _ = training(td3_lag, *SMALL, *NOISE, "--algorithm", "ddpg", *flags)
     assert rows["lambda"].max() == 0.25
     assert rows["lambda_capped"].max() == 1.0
@@ -145,9 +156,9 @@ def test_ddpg_has_one_reward_critic_and_moves_its_policy_with_every_update(train
         (td3_lag, ["--algorithm.delay", "0"], "algorithm.delay"),
         (td3_lag, ["--algorithm.smoothing-std", "-1"], "smoothing_std is -1.0"),
         (td3_lag, ["--policy.exploration-std", "-1"], "exploration_std"),
-        (td3_lag, ["--multiplier.max", "-1"], "multiplier.max"),
+        (td3_lag, ["--multiplier", "pid", "--multiplier.max", "-1"], "multiplier.max"),
         (td3_lag, ["--policy.exploration-std", "nan"], "exploration_std"),
-        (td3_lag, ["--multiplier.kp", "-1"], "multiplier.kp"),
+        (td3_lag, ["--multiplier", "pid", "--multiplier.kp", "-1"], "multiplier.kp"),
         (td3_lag, ["--policy.hidden-sizes", "0"], "policy.hidden_sizes"),
         (td3_lag, ["--algorithm", "sac"], "must be one of td3, ddpg"),
     ],

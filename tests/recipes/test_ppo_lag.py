@@ -54,7 +54,8 @@ def test_advantages_against_a_loop(m):
     )
     cost_gae.set_keys(**{name: f"cost_{name}" for name in ppo_lag.COST_KEYS}, reward="cost")
     lam = torch.tensor([0.5, 2.0][:m], dtype=torch.float64)
-    out = ppo_lag.add_advantage(steps.clone(), reward_gae, cost_gae, lam)
+    out = steps.clone()
+    assert torch.equal(ppo_lag.add_advantage(out, reward_gae, cost_gae, lam), lam.float())
 
     with torch.no_grad():
         values = {name: net(steps["observation"]).numpy() for name, net in nets.items()}
@@ -134,7 +135,7 @@ def test_the_multiplier_follows_the_episodes_just_collected(training):
 
 def test_a_batch_in_which_no_episode_ends_leaves_the_multiplier(training):
     batches = ("--collect.frames-per-batch", 100, "--log-interval", 100)
-    flags = ("--total-frames", 900, "--cost-limit", 0, "--multiplier.init", 0.5)
+    flags = ("--total-frames", 900, "--cost-limit", 0, "--multiplier", "pid", "--multiplier.init", 0.5)
     rows, _ = training(ppo_lag, *flags, *batches)
     quiet = rows["episodes"][1:] == 0
     assert quiet.any()
@@ -202,7 +203,7 @@ def test_it_runs_on_cuda(training):
         (["--collect.frames-per-batch", "0"], "frames_per_batch"),
         (["--ppo.clip", "-0.1"], "clip"),
         (["--ppo.clip", "1.5"], "clip"),
-        (["--multiplier.ki", "-1"], "-1"),
+        (["--multiplier.rate", "-1"], "-1"),
         (["--policy.lr", "-1"], "-1"),
     ],
 )

@@ -60,7 +60,7 @@ class PriceConfig:
 
     rate: Positive = 0.02
     """change of the logarithm of the price per 1,000 frames at twice the limit"""
-    kp: NotNegative = 1.0
+    kp: NotNegative = 1.5
     """change of the logarithm of the price at twice the limit, in proportion to the excess"""
     min: Positive = 0.2
     """lower bound and initial value of the integral; 1 weighs a cost like the reward"""
