@@ -3,10 +3,16 @@
 from safe_components.lagrangian.actor_loss import LagrangianActorLoss, PenalizedValue, augmented_multiplier
 from safe_components.lagrangian.budget import CostBudget
 from safe_components.lagrangian.deterministic import DeterministicLagLoss
-from safe_components.lagrangian.multipliers import GradientMultiplier, Multiplier, PIDMultiplier
+from safe_components.lagrangian.multipliers import (
+    MAX_MULTIPLIER,
+    GradientMultiplier,
+    Multiplier,
+    PIDMultiplier,
+)
 from safe_components.lagrangian.sac import SACLagLoss
 
 __all__ = [
+    "MAX_MULTIPLIER",
     "CostBudget",
     "DeterministicLagLoss",
     "GradientMultiplier",

@@ -264,8 +264,8 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
     elif not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ValueError(f"{path} is {value!r}, must be of type {hint.__name__}")
     for allowed in ranges:
-        if not allowed.holds(value):
-            raise ValueError(f"{path} is {value}, must be {allowed.words}")
+        if (words := allowed.refusal(value)) is not None:
+            raise ValueError(f"{path} is {value}, must be {words}")
     if hint is float and not math.isfinite(value):
         raise ValueError(f"{path} is {value}, must be finite")
     return value
