@@ -63,7 +63,9 @@ NotNegative: TypeAlias = Annotated[
     float, Range("finite and at least 0", lambda x: 0.0 <= x < math.inf, _HUGE)
 ]
 StepSize: TypeAlias = Annotated[float, Range("positive and finite", lambda x: 0.0 < x < math.inf, 1.0)]
-Real: TypeAlias = Annotated[float, Range("finite and at least -1e+12", lambda x: -_HUGE <= x < math.inf, _HUGE)]
+Real: TypeAlias = Annotated[
+    float, Range("finite and at least -1e+12", lambda x: -_HUGE <= x < math.inf, _HUGE)
+]
 Share: TypeAlias = Annotated[float, Range("in [0, 1]", lambda x: 0.0 <= x <= 1.0)]
 PositiveShare: TypeAlias = Annotated[float, Range("in (0, 1]", lambda x: 0.0 < x <= 1.0)]
 KeptShare: TypeAlias = Annotated[float, Range("in [0, 1)", lambda x: 0.0 <= x < 1.0)]
