@@ -183,6 +183,7 @@ def main(config: Config) -> CVPO:
             for _ in range(config.critics.warmup_updates):
                 learner.critics.update(replay.transitions())
         diagnosis = Diagnosis(learner.policy, learner.particles, learner.estep, gamma=config.critics.gamma)
+        run.add("diagnosis", diagnosis)
         for steps in loop.collect():
             replay.extend(steps)
             learner.observe(loop.episode_costs, run.frames)

@@ -56,7 +56,12 @@ def saved_run(directory, config=None, **entries):
     """A run directory as a run leaves it, without the run."""
     config = config or cvpo()
     directory.mkdir()
-    document = {"recipe": config.recipe, "layout": 2, "config": config_to_dict(config), **entries}
+    document = {
+        "recipe": config.recipe,
+        "layout": 2,
+        "config": config_to_dict(config),
+        "versions": {},
+    } | entries
     written(directory / "config.yaml", document)
     return directory
 
