@@ -185,6 +185,7 @@ def main(config: Config) -> CVPO:
             for _ in range(config.critics.warmup_updates):
                 learner.critics.update(replay.transitions())
         diagnosis = Diagnosis(learner.policy, learner.particles, learner.estep, gamma=config.discount)
+        run.add("diagnosis", diagnosis)
         for steps in loop.collect():
             replay.extend(steps)
             learner.observe(steps, loop.episode_costs, run.frames)

@@ -30,7 +30,7 @@ from safe_components.training import Learner, Loop, Replay, Run, Task, launch, o
 class PolicyConfig(options.PolicyConfig):
     """The policy over a grid of actions, and its optimizer."""
 
-    levels: options.Count = 3
+    levels: options.Repeats = 3
     """number of values of each action dimension, spaced evenly from its lower to its upper bound"""
 
 

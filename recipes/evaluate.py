@@ -51,9 +51,9 @@ class Config:
     """directory of the run"""
     recipe: Path | None = None
     """file that registers the builder of the policy; None if the policy is one of this package"""
-    episodes: options.Count = 20
+    episodes: options.Steps = 20
     """number of episodes of each kind; a number above 50 is rounded up to a multiple of 50"""
-    seed: options.Whole = 0
+    seed: options.Seed = 0
     """seed of the environments and of the sampled actions"""
     actions: Literal["both", "mean", "sampled"] = "both"
     """the mean action, sampled actions as in training, or both, one after the other"""

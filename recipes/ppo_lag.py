@@ -27,7 +27,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 from safe_components import keys
-from safe_components.training import CostControl, Learner, Loop, Run, Task, launch, options
+from safe_components.training import CostControl, Learner, Loop, Run, Task, launch, options, require_memory
 
 # Entries that the advantage estimation of the cost renames, with the prefix ``cost_``.
 COST_KEYS = ("value", "advantage", "value_target", "done", "terminated")
@@ -41,7 +41,7 @@ class ValuesConfig:
 
     hidden_sizes: options.Sizes = (128, 128)
     """widths of the hidden layers of both networks"""
-    lr: options.Positive = 1e-3
+    lr: options.StepSize = 1e-3
     """step size of Adam"""
 
 
@@ -49,7 +49,7 @@ class ValuesConfig:
 class AdvantageConfig:
     """The advantage estimates of the reward and the costs."""
 
-    gamma: options.Share = 0.99
+    gamma: options.PositiveShare = 0.99
     """discount of the reward and the costs"""
     gae_lambda: options.Share = 0.95
     """weight λ of the estimate: 0 relies on the value network, 1 on the sampled returns"""
@@ -59,17 +59,17 @@ class AdvantageConfig:
 class PPOConfig:
     """The updates after each batch of frames."""
 
-    epochs: options.Count = 10
+    epochs: options.Repeats = 10
     """number of passes over the batch of frames"""
     batch_size: options.Count = 250
     """environment steps per update"""
-    clip: options.Share = 0.2
+    clip: options.PositiveShare = 0.2
     """ε, the largest change of the probability ratio that the objective still rewards"""
     kl_stop: options.NotNegative = 0.03
     """KL divergence from the policy that collected the batch, in nats, that ends the epochs"""
     entropy_coef: options.NotNegative = 0.0
     """bonus per nat of entropy, in standard deviations of the advantage"""
-    max_grad_norm: options.NotNegative = 1.0
+    max_grad_norm: options.Positive = 1.0
     """largest norm of a gradient; the policy and the value networks are clipped separately"""
 
 
@@ -212,6 +212,7 @@ class PPOLag(Learner):
 def main(config: Config) -> PPOLag:
     """Train, and return the learner."""
     task = Task(config)
+    require_memory(config, task)
     learner = PPOLag(config, task)
     with Run(config, learner=learner, policy=learner.policy, norm=task.norm) as run:
         loop = Loop(run, task, learner.policy, config.collect)

@@ -47,9 +47,9 @@ class EntropyConfig:
 
     init_alpha: options.Positive = 0.1
     """initial temperature, in reward per nat of entropy"""
-    lr: options.Positive = 1e-3
+    lr: options.StepSize = 1e-3
     """step size of Adam for the logarithm of the temperature"""
-    target: float | None = None
+    target: options.Real | None = None
     """target of the entropy, in nats; None takes minus the dimension of the action"""
 
 
@@ -59,7 +59,7 @@ class CALConfig:
 
     coef: options.Positive = 10.0
     """c, the additional multiplier per discounted cost over the limit"""
-    cost_members: options.Count = 4
+    cost_members: options.Repeats = 4
     """ensemble size for the costs, in place of critics.cost_members"""
 
 

@@ -46,11 +46,11 @@ class StudyConfig(RunConfig):
 
     variants: tuple[str, ...] = ()
     """variants to compare, each NAME[:PATH=VALUE[,PATH=VALUE...]]; --list shows the names"""
-    seeds: options.Count = 5
+    seeds: options.Repeats = 5
     """number of runs of each variant, with the seeds --seed, --seed + 1, ..."""
     changes: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="PATH=VALUE")] = ()
     """further settings of every variant; RECIPE.PATH=VALUE changes the variants of one recipe"""
-    jobs: options.Count | None = None
+    jobs: options.Repeats | None = None
     """number of runs at a time; None for one per core, or one per CPU of a cluster"""
     ray: str | None = None
     """"local" starts Ray on this machine; HOST:PORT uses a cluster with the same files; None turns Ray off"""

@@ -42,7 +42,7 @@ from safe_components.training import (
 class PolicyConfig(options.PolicyConfig):
     """The deterministic policy, its target and its optimizer."""
 
-    polyak: options.Share = 0.98
+    polyak: options.KeptShare = 0.98
     """share of its own parameters that the target policy keeps at each of its updates"""
     normalize: bool = True
     """divide the loss of the policy by 1 + the sum of the multipliers"""
@@ -54,7 +54,7 @@ class PolicyConfig(options.PolicyConfig):
 class TD3Config:
     """TD3: two reward critics, a delayed policy and smoothed targets."""
 
-    delay: options.Count = 2
+    delay: options.Repeats = 2
     """updates of the critics per update of the policy and its target"""
     smoothing_std: options.NotNegative = 0.2
     """standard deviation of the noise on the targets' next action, as a share of half the action range"""

@@ -1,8 +1,6 @@
 """Runs of a few seconds: options that make every recipe small, and what trains with them."""
 
-from torchrl.checkpoint import Checkpoint, CheckpointRotation
-
-from safe_components.training import Task, load_config, overlay, parse_config, read_metrics
+from safe_components.training import Checkpoints, Task, load_config, overlay, parse_config, read_metrics
 
 # Four whole episodes of 50 steps in each batch of 200 frames, and one row of metrics for each batch.
 _SHARED = {
@@ -50,5 +48,5 @@ def restored(recipe, directory, learner):
     """A learner made anew, with the state of the newest checkpoint."""
     config = load_config(recipe.Config, directory)
     fresh = type(learner)(config, Task(config))
-    Checkpoint(learner=fresh).load(CheckpointRotation(directory / "checkpoint", keep_last=2).latest())
+    Checkpoints(directory / "checkpoint").load({"learner": fresh})
     return fresh

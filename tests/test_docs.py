@@ -96,7 +96,12 @@ def accept(tmp_path, monkeypatch):
             if "--resume" in words:
                 run = Path(words[words.index("--resume") + 1])
                 run.mkdir(parents=True)
-                saved = {"recipe": file.stem, "layout": LAYOUT, "config": config_to_dict(config_type())}
+                saved = {
+                    "recipe": file.stem,
+                    "layout": LAYOUT,
+                    "config": config_to_dict(config_type()),
+                    "versions": {},
+                }
                 (run / "config.yaml").write_text(yaml.safe_dump(saved))
             parse_config(config_type, words)
 

@@ -66,6 +66,8 @@ class CriticLearner(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        if options.get("reduction") == "none":
+            raise ValueError("reduction='none' leaves no single loss to take a step on: use 'mean' or 'sum'")
         self.loss = TDLoss(critic, policy, signals, **options)
         # TorchRL warns if the target parameters are used before they have an updater.
         self._target = Polyak(self.loss, eps=polyak)

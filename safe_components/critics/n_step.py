@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torchrl.envs.transforms import MultiStepTransform
 
 from safe_components import keys
@@ -59,7 +60,7 @@ def n_step_transform(
 
 def n_step_transitions(
     n_steps: int, gamma: float, *, reward_keys: Sequence[str] = ("reward", "cost")
-) -> Callable[[TensorDictBase], TensorDictBase | None]:
+) -> NStepTransitions:
     """Return a function from consecutive steps ``[N, T]`` to `n_step_transform`'s transitions ``[n]``.
 
     The function keeps the last ``n_steps`` steps of each of the ``N`` environments until later steps complete
@@ -76,7 +77,8 @@ def n_step_transitions(
         reward_keys: entries under ``"next"`` that are summed, each ``[N, T, m]``.
 
     Returns:
-        The function. Its argument needs the entries above and ``("next", "done")``.
+        The function. Its argument needs the entries above and ``("next", "done")``. Its ``state_dict`` holds
+        the steps that wait.
 
     Raises:
         ValueError: if ``n_steps`` or ``gamma`` is out of range.
@@ -96,12 +98,35 @@ def n_step_transitions(
         >>> transitions_of(steps)["next", "reward"].flatten()
         tensor([1.5000, 1.5000, 1.5000, 1.5000, 1.5000, 1.5000])
     """
-    transform = n_step_transform(n_steps, gamma, reward_keys=reward_keys)
-    sums = [("next", key) for key in reward_keys]
-    kept = [keys.OBSERVATION, keys.ACTION, keys.NEXT_OBSERVATION, *sums, keys.TERMINATED, "steps_to_next_obs"]
+    return NStepTransitions(n_step_transform(n_steps, gamma, reward_keys=reward_keys))
 
-    def transitions(steps: TensorDictBase) -> TensorDictBase | None:
-        complete = transform.inv(steps.clone())  # the caller may reuse the memory of steps that wait here
-        return None if complete is None else complete.select(*kept).reshape(-1)
 
-    return transitions
+class NStepTransitions:
+    """The function that :func:`n_step_transitions` returns, with the steps that wait as its state.
+
+    Args:
+        transform: transform from :func:`n_step_transform`.
+    """
+
+    def __init__(self, transform: MultiStepTransform) -> None:
+        self._transform = transform
+        sums = [("next", key) for key in transform.reward_keys]
+        states = [keys.OBSERVATION, keys.ACTION, keys.NEXT_OBSERVATION]
+        self._kept = [*states, *sums, keys.TERMINATED, "steps_to_next_obs"]
+
+    def __call__(self, steps: TensorDictBase) -> TensorDictBase | None:
+        """Add steps ``[N, T]``; return the transitions ``[n]`` that they complete, or None without any."""
+        complete = self._transform.inv(
+            steps.clone()
+        )  # the caller may reuse the memory of steps that wait here
+        return None if complete is None else complete.select(*self._kept).reshape(-1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the steps ``[N, n_steps]`` that wait, as nested tensors under ``"steps"``; None at first."""
+        waiting = self._transform._buffer
+        return {"steps": None if waiting is None else waiting.to_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the steps that wait."""
+        steps = state["steps"]
+        self._transform._buffer = None if steps is None else TensorDict(steps).auto_batch_size_(2)

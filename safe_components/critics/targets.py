@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import torch
 from tensordict import TensorDictBase
 from torchrl.objectives import HardUpdate, SoftUpdate
@@ -31,6 +34,17 @@ class Polyak(SoftUpdate):  # type: ignore[misc]  # TorchRL has no types
         >>> target_bias.unique()
         tensor([0.2500])
     """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Polyak:
+        # TensorDict copies its entries regardless of what was copied already; here they are the loss's.
+        twin = copy.copy(self)
+        memo[id(self)] = twin
+        twin.loss_module = copy.deepcopy(self.loss_module, memo)
+        for name in ("_sources", "_targets"):
+            setattr(twin, name, None)  # they are found anew
+            followed = getattr(twin, name).select(*getattr(self, name).keys(True, True))
+            setattr(twin, name, followed.lock_())
+        return twin
 
     def _step(self, p_source: TensorDictBase, p_target: TensorDictBase) -> None:
         with torch.no_grad():

@@ -12,11 +12,19 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torchrl.modules.distributions.utils import sample_and_log_prob
-from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import distance_loss
 
 from safe_components import keys
-from safe_components.ops import Aggregate, aggregate, network_outputs, single_network, swapped
+from safe_components.ops import (
+    Aggregate,
+    BaseLoss,
+    Reduction,
+    aggregate,
+    network_outputs,
+    require_states,
+    single_network,
+    swapped,
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ COST_SIGNAL = Signal(keys.COST, aggregate="mean")
 """The costs with the mean over members."""
 
 
-class TDLoss(LossModule):  # type: ignore[misc]  # TorchRL has no types
+class TDLoss(BaseLoss):
     """Squared temporal-difference error of ensembles ``Q_s,e`` against their target networks ``Q'_s,e``.
 
         min_Q  Σ_s Σ_e Σ_i mean_b d(Q_s,e(s_b, a_b)_i, y_s,b,i)                           d(q, y) = (q - y)²
@@ -74,9 +82,9 @@ class TDLoss(LossModule):  # type: ignore[misc]  # TorchRL has no types
     The sums run over signals ``s``, their members ``e`` and outputs ``i`` (one for the reward, ``m`` for the
     costs); ``b`` counts transitions. ``y`` carries no gradient, and only soft signals have the term with
     ``α``. All signals share the next actions and one pass through each network. The value after a *truncated*
-    step is bootstrapped, since the task would have gone on; after a *terminated* step it is zero. ``n`` is 1,
-    or the entry ``steps_to_next_obs`` that multi-step transforms write beside the summed rewards. They must
-    use the same ``gamma`` (`n_step_transform` sets up all of it).
+    step is bootstrapped, since the task would have gone on; after a *terminated* step it is zero, whatever
+    the next observation holds. ``n`` is 1, or the entry ``steps_to_next_obs`` that multi-step transforms
+    write beside the summed rewards. They must use the same ``gamma`` (`n_step_transform` sets up all of it).
 
     The next actions are drawn from the policy's distribution, whatever the exploration mode. A policy
     without a distribution (a deterministic actor) is simply called. The policy's parameters belong to the
@@ -84,9 +92,9 @@ class TDLoss(LossModule):  # type: ignore[misc]  # TorchRL has no types
 
     The loss reads ``observation``, ``action``, ``("next", "observation")``, ``("next", "terminated")`` and
     each signal's key. It also reads ``steps_to_next_obs [B]`` and the importance weights ``_weight [B]`` of a
-    prioritized buffer, if they are there; with ``_weight``, the mean over ``b`` is weighted. It writes the
-    priority ``td_error [B]`` into its input, the mean of ``|Q - y|`` over all members and outputs.
-    ``set_keys`` renames all of these but the signals' keys.
+    prioritized buffer, if they are there; with ``_weight``, the mean over ``b`` is weighted, and zero if all
+    weights are. It writes the priority ``td_error [B]`` into its input, the mean of ``|Q - y|`` over all
+    members and outputs. ``set_keys`` renames all of these but the signals' keys.
 
     The result is a TensorDict without batch size. ``N`` is the number of outputs of all signals together:
 
@@ -113,9 +121,12 @@ class TDLoss(LossModule):  # type: ignore[misc]  # TorchRL has no types
         loss_function: ``d``: ``"l2"`` (no factor ½), ``"l1"`` or ``"smooth_l1"`` (Huber, ``δ = 1``).
         smooth_action: function ``[B, a] -> [B, a]`` applied to the next action, such as `TargetSmoothing`.
             It excludes ``entropy_coef``, whose ``log π`` is that of the policy's own action.
+        reduction: ``"mean"`` over the transitions, weighted if they have weights; ``"sum"`` of their weighted
+            losses; or ``"none"`` for the weighted loss of each transition ``[B]``.
 
     Raises:
-        ValueError: if a setting is out of range; in ``forward``, if the shapes do not fit together.
+        ValueError: if a setting is out of range; in ``forward``, if the shapes do not fit together or the
+            batch is empty.
         KeyError: in ``forward``, if an entry is missing.
 
     Source: clipped double Q, Fujimoto et al. 2018 (arXiv 1802.09477), eq. 10 with the policy's own noise;
@@ -170,8 +181,9 @@ class TDLoss(LossModule):  # type: ignore[misc]  # TorchRL has no types
         entropy_coef: float | Callable[[], Tensor] = 0.0,
         loss_function: str = "l2",
         smooth_action: Callable[[Tensor], Tensor] | None = None,
+        reduction: Reduction = "mean",
     ) -> None:
-        super().__init__()
+        super().__init__(reduction)
         self.signals = (signals,) if isinstance(signals, Signal) else tuple(signals)
         names = [signal.name for signal in self.signals]
         if not names or len(set(names)) < len(names):
@@ -221,17 +233,15 @@ class TDLoss(LossModule):  # type: ignore[misc]  # TorchRL has no types
             names.terminated,
         ]
 
-    def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
-        """No value estimator: the targets are computed here."""
-
     @dispatch  # type: ignore[untyped-decorator]  # TensorDict has no types
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Compute the loss of a batch; see the class for the entries read and returned."""
         names = self.tensor_keys
+        require_states(tensordict[names.observation].shape[:-1], str(names.observation))
         with swapped(self.critic, self.critic_params):
             values = self._values(tensordict[names.observation], tensordict[names.action])
         targets = self.targets(tensordict)
-        losses = [self._mean_distance(tensordict, *pair) for pair in zip(values, targets, strict=True)]
+        losses = [self._distance(tensordict, *pair) for pair in zip(values, targets, strict=True)]
         values = [q.detach() for q in values]
         errors = [(q - y).abs() for q, y in zip(values, targets, strict=True)]
         priority = torch.stack([error.sum((0, -1)) for error in errors]).sum(0)
@@ -241,7 +251,7 @@ class TDLoss(LossModule):  # type: ignore[misc]  # TorchRL has no types
         }
         return TensorDict(
             {
-                "loss_q": torch.stack(losses).sum(),
+                "loss_q": torch.stack(losses).sum(0),
                 **parts,
                 "td_error": _means(errors),
                 "q_mean": _means(values),
@@ -253,19 +263,20 @@ class TDLoss(LossModule):  # type: ignore[misc]  # TorchRL has no types
     @torch.no_grad()
     def targets(self, tensordict: TensorDictBase) -> list[Tensor]:
         """Return ``y_s [..., n_s]`` of each signal, discounted, in the unit of its entry."""
-        names, following = self.tensor_keys, tensordict["next"]
+        names = self.tensor_keys
+        lead = tensordict[names.observation].shape[:-1]
+        terminated = tensordict[names.terminated].reshape(*lead, 1)
+        following = self._next_states(tensordict["next"], terminated)
         action, log_prob = self._next_action(following)
         if self.smooth_action is not None:
             action = self.smooth_action(action)
         observation = following[names.observation]
         with swapped(self.critic, self.target_critic_params):
             values = self._values(observation, action)
-        column = (*observation.shape[:-1], 1)
         discount: float | Tensor = self.gamma
         steps = tensordict.get(names.steps_to_next_obs, None)
         if steps is not None:
-            discount = torch.pow(self.gamma, steps.to(values[0].dtype)).reshape(column)
-        terminated = tensordict[names.terminated].reshape(column)
+            discount = torch.pow(self.gamma, steps.to(values[0].dtype)).reshape(*lead, 1)
         targets = []
         for signal, q in zip(self.signals, values, strict=True):
             value = aggregate(q, signal.aggregate, signal.std_coef)
@@ -280,10 +291,23 @@ class TDLoss(LossModule):  # type: ignore[misc]  # TorchRL has no types
                     f"values {tuple(value.shape)}: it needs one column per output of the critic"
                 )
             if not signal.bootstrap_terminal:
-                # Selected, not multiplied: what follows a terminal state may be undefined.
                 value = torch.where(terminated, 0.0, value)
             targets.append(reward + discount * value)
         return targets
+
+    def _next_states(self, following: TensorDictBase, terminated: Tensor) -> TensorDictBase:
+        """What critic and policy read of the next states; zero after a terminal state if no signal needs it.
+
+        What follows a terminal state may be undefined, and distributions refuse parameters that are NaN.
+        """
+        inputs = following.select(self.tensor_keys.observation, *self.policy.in_keys)
+        if any(signal.bootstrap_terminal for signal in self.signals):
+            return inputs
+        lead = terminated.shape[:-1]
+        for key, value in inputs.items(include_nested=True, leaves_only=True):
+            ended = terminated.reshape(*lead, *(1,) * (value.ndim - len(lead)))
+            inputs.set(key, value.masked_fill(ended, 0))
+        return inputs
 
     def _values(self, observation: Tensor, action: Tensor) -> list[Tensor]:
         """One tensor ``[E, ..., (K,) n_s]`` per signal."""
@@ -296,14 +320,20 @@ class TDLoss(LossModule):  # type: ignore[misc]  # TorchRL has no types
             )
         return values
 
-    def _mean_distance(self, tensordict: TensorDictBase, q: Tensor, target: Tensor) -> Tensor:
-        """``Σ_e Σ_i mean_b d(q, y)``, with weights if the batch has them: ``[]``."""
+    def _distance(self, tensordict: TensorDictBase, q: Tensor, target: Tensor) -> Tensor:
+        """``Σ_e Σ_i d(q, y)``, reduced over ``b`` with weights if the batch has them."""
         error: Tensor = distance_loss(q, target.expand_as(q), self.loss_function)
         weight: Tensor | None = tensordict.get(self.tensor_keys.priority_weight, None)
+        if weight is not None:
+            error = weight.reshape(*error.shape[1:-1], 1) * error
+        if self.reduction == "none":
+            return error.sum((0, -1))
+        if self.reduction == "sum":
+            return error.sum()
         if weight is None:
             return error.flatten(1, -2).mean(1).sum()
-        error = weight.reshape(*error.shape[1:-1], 1) * error
-        return (error.flatten(1, -2).sum(1) / weight.sum()).sum()
+        total = weight.sum()
+        return (error.flatten(1, -2).sum(1) / (total + (total == 0.0))).sum()
 
     def _next_action(self, following: TensorDictBase) -> tuple[Tensor, Tensor | None]:
         """``a' [..., (K,) a]`` and, for a soft target, ``log π(a'|s') [..., (K)]``."""
@@ -311,7 +341,7 @@ class TDLoss(LossModule):  # type: ignore[misc]  # TorchRL has no types
         if self._network is not None:
             outputs = network_outputs(self._network, following, params)
             return self._draw(self.policy.module[-1].get_dist(TensorDict(outputs, following.batch_size)))
-        inputs = following.select(*self.policy.in_keys)
+        inputs = following.select(*self.policy.in_keys)  # a policy writes into its input
         with swapped(self.policy, params):
             if not self._stochastic:
                 return self.policy(inputs)[self.tensor_keys.action], None

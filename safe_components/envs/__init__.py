@@ -1,6 +1,6 @@
 """Environments whose steps write ``reward`` [..., 1] and ``cost`` [..., m]."""
 
-from safe_components.envs.base import EnvironmentFailure
+from safe_components.envs.base import EnvironmentFailure, StateError
 from safe_components.envs.gymnasium_batch import GymnasiumBatch
 from safe_components.envs.make_env import make_env
 from safe_components.envs.point_circle import PointCircle
@@ -10,6 +10,7 @@ __all__ = [
     "EnvironmentFailure",
     "GymnasiumBatch",
     "PointCircle",
+    "StateError",
     "make_env",
     "make_safety_gymnasium",
     "safety_gymnasium_ids",

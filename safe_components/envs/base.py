@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -34,6 +36,10 @@ def checked_seed(seed: int) -> int:
     return number
 
 
+class StateError(RuntimeError):
+    """The state of an environment cannot be saved or restored."""
+
+
 class ConstrainedEnv(EnvBase):  # type: ignore[misc]  # torchrl has no types
     """A TorchRL environment whose steps write a reward [..., 1] and m costs [..., m], float32."""
 
@@ -59,6 +65,28 @@ class ConstrainedEnv(EnvBase):  # type: ignore[misc]  # torchrl has no types
     def reward_key(self) -> str:
         """The key ``"reward"``; the cost is beside it in ``full_reward_spec``."""
         return "reward"
+
+    def state_error(self) -> str | None:
+        """Return why the state cannot be saved; None if it can. Call this before the first reset."""
+        return f"{type(self).__name__} cannot save its state"
+
+    def get_state(self) -> dict[str, Any]:
+        """Return everything that the next steps depend on, as nested tensors, arrays and plain values.
+
+        The state includes the random streams, and nothing in it changes with later steps.
+
+        Raises:
+            StateError: if the state cannot be read; the message gives the reason.
+        """
+        raise StateError(f"{type(self).__name__} cannot save its state")
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from the state that an environment with the same arguments returned.
+
+        Raises:
+            StateError: if the state does not fit.
+        """
+        raise StateError(f"{type(self).__name__} cannot restore a state")
 
     def _step_proc_data(self, next_tensordict_out: TensorDictBase) -> TensorDictBase:
         return next_tensordict_out  # subclasses write every entry, so TorchRL need not complete it

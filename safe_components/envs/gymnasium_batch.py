@@ -6,7 +6,7 @@ import functools
 import math
 import multiprocessing
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,13 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 
 from safe_components import keys
-from safe_components.envs.base import ConstrainedEnv, EnvironmentFailure, check_counts, checked_seed
+from safe_components.envs.base import (
+    ConstrainedEnv,
+    EnvironmentFailure,
+    StateError,
+    check_counts,
+    checked_seed,
+)
 from safe_components.envs.gymnasium_spaces import ActionReader, ObservationReader, described
 from safe_components.envs.gymnasium_step import (
     StepReader,
@@ -26,6 +32,7 @@ from safe_components.envs.gymnasium_step import (
     first_costs,
     read_reset,
 )
+from safe_components.envs.object_state import read_object, write_object
 from safe_components.envs.random_state import OwnRandomState, global_states
 from safe_components.envs.step_timeout import Overdue, watched
 
@@ -338,6 +345,62 @@ class GymnasiumBatch(ConstrainedEnv):
         key = "observation" if column < size else "reward" if column == size else "cost"
         raise FloatingPointError(f"{key} is {packed[row, column]} in {self._where(row)}")
 
+    def state_error(self) -> str | None:
+        """Return why the state cannot be saved; None if it can. Call this before the first reset.
+
+        The first copy takes a few steps twice: from a state, and from the same state restored.
+        """
+        env = self._envs[0]
+        self._call([0], "reset", lambda i: env.reset(seed=0))
+        env.action_space.seed(0)
+        actions = [env.action_space.sample() for _ in range(3)]
+        try:
+            state = read_object(env)
+            first = self._outcomes(actions)
+            write_object(env, state)
+            same = self._outcomes(actions) == first
+        except StateError as error:
+            return str(error)
+        return None if same else f"{type(env.unwrapped).__name__} steps differently after a state is restored"
+
+    def _outcomes(self, actions: Sequence[Any]) -> list[bytes]:
+        """Return the observations and rewards of a few steps of the first copy, bit for bit."""
+        env, found = self._envs[0], list[bytes]()
+        for action in actions:
+            (result,) = self._call([0], "step", functools.partial(_step_with, env, action))
+            found += [np.asarray(part).tobytes() for part in (self._read.observation(result[0]), result[1])]
+            if result[-3] or result[-2]:
+                break
+        return found
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the state of every copy, see `read_object`, and what a partial reset repeats.
+
+        Raises:
+            StateError: if a copy has an attribute that cannot be saved.
+        """
+        return {
+            "envs": [read_object(env) for env in self._envs],
+            "observation": self._observation.copy(),
+            "ended": self._ended.copy(),
+            "steps": self._steps.copy(),
+            "seeds": list(self._seeds),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from the state that another batch with these arguments returned, after a reset.
+
+        Raises:
+            StateError: if the state does not fit.
+        """
+        if len(state["envs"]) != self.num_envs:
+            raise StateError(f"the state is of {len(state['envs'])} copies, not of {self.num_envs}")
+        for env, saved in zip(self._envs, state["envs"], strict=True):
+            write_object(env, saved)
+        self._observation, self._ended = state["observation"].copy(), state["ended"].copy()
+        self._steps, self._seeds = state["steps"].copy(), list(state["seeds"])
+        self._started = True
+
     def render(self) -> Any:
         """Call the first copy's ``render()``; the environment needs a ``render_mode`` at construction."""
         return self._envs[0].render()
@@ -347,6 +410,10 @@ class GymnasiumBatch(ConstrainedEnv):
         for env in self._envs:
             env.close()
         super().close(raise_if_closed=raise_if_closed)
+
+
+def _step_with(env: gymnasium.Env[Any, Any], action: Any, index: int) -> Any:
+    return env.step(action)
 
 
 def _made(make: Callable[[], gymnasium.Env[Any, Any]]) -> gymnasium.Env[Any, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torchrl.data import Bounded
 
 from safe_components import keys
 from safe_components.envs._draw_point_circle import draw_point_circle
-from safe_components.envs.base import ConstrainedEnv, check_counts, checked_seed
+from safe_components.envs.base import ConstrainedEnv, StateError, check_counts, checked_seed
 
 COSTS = ("walls", "speed")
 _TRAIL = 60  # positions drawn
@@ -150,6 +150,31 @@ class PointCircle(ConstrainedEnv):
             self._generator.seed()
         else:
             self._generator.manual_seed(checked_seed(seed))
+
+    def state_error(self) -> None:
+        """Return None: the state can always be saved."""
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the positions, velocities, remaining motions and the random stream."""
+        return {
+            "state": self._state.clone(),
+            "left": self._left.clone(),
+            "generator": self._generator.get_state(),
+            "calls": self._calls,
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from the state that another PointCircle of this size returned.
+
+        Raises:
+            StateError: if the number of copies differs.
+        """
+        if state["state"].shape != self._state.shape:
+            raise StateError(f"the state is of {len(state['state'])} copies, not of {self.num_envs}")
+        self._state = state["state"].to(self._state)
+        self._left = state["left"].to(self._left)
+        self._generator.set_state(state["generator"].cpu())
+        self._calls = state["calls"]
 
     def _reset(self, tensordict: TensorDictBase | None = None, *, seed: int | None = None) -> TensorDictBase:
         if seed is not None:

@@ -25,14 +25,14 @@ def minimize_one(problem: ScaledProblem, start: Tensor, tol: float, max_iteratio
     moments = _Moments(dual)
 
     def evaluate(eta: float, *lam: float) -> tuple[float, _Vector, _Vector]:
-        """Value, gradient, and expectation of z and the costs."""
-        log_partition, *mean = moments([1.0 / eta, *(-price / eta for price in lam)])
-        slope = epsilon + log_partition
+        """Value, gradient, and expectation of the costs."""
+        log_total, highest, *mean = moments([1.0 / eta, *(-price / eta for price in lam)])
+        slope = epsilon + log_total
         gradient = [slope - mean[0], *(d - cost for d, cost in zip(limits, mean[1:], strict=True))]
-        value = eta * slope + sum(price * d for price, d in zip(lam, limits, strict=True))
-        return value, gradient, mean
+        value = eta * (slope + highest) + sum(price * d for price, d in zip(lam, limits, strict=True))
+        return value, gradient, mean[1:]
 
-    value, gradient, mean = evaluate(*at)
+    value, gradient, costs = evaluate(*at)
     radius, iterations, accept = 1.0, 1, True
     hessian: list[_Vector] = []
     for _ in range(max_iterations):
@@ -50,50 +50,57 @@ def minimize_one(problem: ScaledProblem, start: Tensor, tol: float, max_iteratio
         accept = new[0] <= value + 1e-4 * promised + 1e-14 * (1.0 + abs(value) + sum(at))
         if accept:
             at, radius = trial, min(4.0 * radius, 1.0)
-            value, gradient, mean = new
+            value, gradient, costs = new
         else:
             radius = 0.25 * min(radius, size)
 
     if not accept:  # the weights must be those at the last accepted point
-        value, gradient, mean = evaluate(*at)
-    reward = at[0] * mean[0] + sum(price * cost for price, cost in zip(at[1:], mean[1:], strict=True))
+        value, gradient, costs = evaluate(*at)
+    expectation = [moments.expected_reward(), *costs]
     residual = _residual(gradient, at, low, high, epsilon)
-    return Minimum(at, value, gradient, [reward, *mean[1:]], residual, moments.weight, iterations)
+    return Minimum(at, value, gradient, expectation, residual, moments.weight, iterations)
 
 
 class _Moments:
     """The moments in ``dual_terms`` of a single problem, as floats.
 
-    Every evaluation uses the same memory, because fresh memory would be cold. ``weight`` and ``covariance``
-    belong to the last call.
+    Every evaluation uses the same memory, because fresh memory would be cold. ``weight``, ``covariance`` and
+    ``expected_reward`` belong to the last call.
     """
 
     def __init__(self, problem: DualProblem) -> None:
         features = problem.features
         self._features = features.flatten(1).mT  # [B K, 1 + m]
-        self._x = torch.empty_like(features)  # z, then the costs
+        self._x = torch.empty_like(features)  # z below its highest logit, then the costs
         self._x[1:] = features[1:]
         self._z, self._row = self._x[0], self._x[0].view(-1)
         self._product, self._centered = torch.empty_like(features), torch.empty_like(features)
         self._left, self._right = self._product.flatten(1), self._centered.flatten(1).mT
         self.weight = torch.empty_like(self._z)
         self._log_prior, self._states = problem.log_prior, features.shape[1]
+        self._excluded = None if problem.log_prior is None else problem.log_prior.isneginf()
         self._log_particles = math.log(features.shape[2]) if problem.log_prior is None else 0.0
 
     def __call__(self, theta: _Vector) -> _Vector:
-        """Log-partition, then the mean of ``x``, for ``z = theta · features``."""
+        """Log-sum below the highest logit, that logit, the mean of ``x``; with ``z = theta · features``."""
         torch.mv(self._features, self._features.new_tensor(theta), out=self._row)
         logits = self._z if self._log_prior is None else self._z + self._log_prior
         highest = logits.amax(-1, keepdim=True)
-        weight = torch.sub(logits, highest, out=self.weight).exp_()
+        logits = torch.sub(logits, highest, out=self._z)
+        weight = torch.exp(logits, out=self.weight)
         total = weight.sum(-1, keepdim=True)
         weight.div_(total)
-        log_partition = total.log_().add_(highest)
+        if self._log_prior is not None and self._excluded is not None:
+            self._z.sub_(self._log_prior).masked_fill_(self._excluded, 0.0)
         torch.mul(weight, self._x, out=self._product)
         self._of_state = self._product.sum(-1, keepdim=True)
-        sums = torch.cat([log_partition.unsqueeze(0), self._of_state]).sum((-2, -1)).tolist()
-        log_sum, *mean = [number / self._states for number in sums]
-        return [log_sum - self._log_particles, *mean]
+        per_state = torch.cat([total.log_().unsqueeze(0), highest.unsqueeze(0), self._of_state])
+        log_sum, *others = [number / self._states for number in per_state.sum((-2, -1)).tolist()]
+        return [log_sum - self._log_particles, *others]
+
+    def expected_reward(self) -> float:
+        """``mean_b E_q`` of the reward."""
+        return float(torch.dot(self.weight.view(-1), self._features[:, 0])) / self._states
 
     def covariance(self) -> list[_Vector]:
         """``mean_b Cov_q(x, x)``, ``[1 + m, 1 + m]``."""
@@ -106,7 +113,7 @@ class _Moments:
 def _residual(gradient: _Vector, at: _Vector, low: _Vector, high: _Vector, epsilon: float) -> float:
     """``kkt_residual`` of a single problem."""
     factors = [
-        x - least if slope > 0 else max(x - most, -1.0)
+        x - least if slope > 0 else -min((most - x) / min(max(most, 1e-300), 1.0), 1.0)
         for slope, x, least, most in zip(gradient, at, low, high, strict=True)
     ]
     return max(-gradient[0] / epsilon, *(slope * x for slope, x in zip(gradient, factors, strict=True)))
@@ -137,6 +144,10 @@ def _newton_step(
     move = max(-rows[0][-1] / left, low[0] - eta, -0.9 * radius * eta)
     move = min(move, 9.0 * radius * eta)
     step = [move, *(-row[-1] - row[0] * move for row in rows[1:])]
+    step = [
+        change if (at[i] < high[i] if change > 0 else at[i] > low[i]) else 0.0
+        for i, change in enumerate(step)
+    ]
     sizes = [abs(step[i]) / (10.0 + 10.0 * at[i]) for i in range(1, size)]
     full = max(move / (9.0 * eta), move / (-0.9 * eta), *sizes)
     share = min(radius / max(full, 1e-300), 1.0)

@@ -192,12 +192,8 @@ def _minimize_kernel(
         features, log_prior, weight, point, ball, limit,
         STATES, PARTICLES, N, HAS_PRIOR, HEIGHT, WIDTH, False,
     )  # fmt: skip
-    reward = point[0] * mean[0]
-    for i in tl.static_range(1, N):
-        reward += point[i] * mean[i]
-        tl.store(numbers + 2 * N + i, mean[i])
-    tl.store(numbers + 2 * N, reward)
     for i in tl.static_range(N):
+        tl.store(numbers + 2 * N + i, mean[i])
         tl.store(numbers + i, point[i])
         tl.store(numbers + N + i, gradient[i])
     tl.store(numbers + 3 * N, value)
@@ -221,7 +217,7 @@ def _dual_terms(
     WIDTH: tl.constexpr,
     HESSIAN: tl.constexpr,
 ):
-    """``dual.dual_terms``: value, gradient, mean of z and the costs, and the upper triangle of the Hessian.
+    """``dual.dual_terms``: value, gradient, expectation, and the upper triangle of the Hessian.
 
     Without the Hessian, the weights are stored.
     """
@@ -229,7 +225,11 @@ def _dual_terms(
     for i in tl.static_range(1, N):
         theta += (-point[i] / point[0],)
     rows, column = tl.arange(0, HEIGHT), tl.arange(0, WIDTH)[None, :]
-    log_sum = tl.zeros([HEIGHT], tl.float64)
+    log_sum, highest_sum, reward_sum = (
+        tl.zeros([HEIGHT], tl.float64),
+        tl.zeros([HEIGHT], tl.float64),
+        tl.zeros([HEIGHT], tl.float64),
+    )
     sums, products = (), ()
     for _ in tl.static_range(N):
         sums += (tl.zeros([HEIGHT], tl.float64),)
@@ -241,23 +241,31 @@ def _dual_terms(
         row = first + rows
         inside = (row < STATES)[:, None] & (column < PARTICLES)
         offset = row[:, None] * PARTICLES + column
-        z = theta[0] * tl.load(features + offset, mask=inside, other=0.0)
+        reward = tl.load(features + offset, mask=inside, other=0.0)
+        z = theta[0] * reward
         costs = ()
         for i in tl.static_range(1, N):
             cost = tl.load(features + i * STATES * PARTICLES + offset, mask=inside, other=0.0)
             z += theta[i] * cost
             costs += (cost,)
-        x = (z,)
-        for i in tl.static_range(1, N):
-            x += (costs[i - 1],)
         if HAS_PRIOR:
-            z += tl.load(log_prior + offset, mask=inside, other=0.0)
+            prior = tl.load(log_prior + offset, mask=inside, other=0.0)
+            z += prior
         z = tl.where(column < PARTICLES, z, -float("inf"))
         highest = tl.max(z, axis=1)
-        weight = tl.where(inside, tl.exp(z - highest[:, None]), 0.0)
+        z -= highest[:, None]
+        weight = tl.where(inside, tl.exp(z), 0.0)
+        if HAS_PRIOR:
+            excluded = prior == -float("inf")
+            z = tl.where(excluded, 0.0, z - tl.where(excluded, 0.0, prior))
+        x = (tl.where(inside, z, 0.0),)
+        for i in tl.static_range(1, N):
+            x += (costs[i - 1],)
         total = tl.where(row < STATES, tl.sum(weight, axis=1), 1.0)
         weight *= (1.0 / total)[:, None]
-        log_sum += tl.where(row < STATES, tl.log(total) + highest, 0.0)
+        log_sum += tl.where(row < STATES, tl.log(total), 0.0)
+        highest_sum += tl.where(row < STATES, highest, 0.0)
+        reward_sum += tl.sum(weight * reward, axis=1)
         centered, new_sums = (), ()
         for i in tl.static_range(N):
             of_state = tl.sum(weight * x[i], axis=1)
@@ -277,9 +285,9 @@ def _dual_terms(
     slope = ball + tl.sum(log_sum, axis=0) / STATES
     if not HAS_PRIOR:
         slope -= tl.log(tl.full([], PARTICLES, tl.float64))
-    value = point[0] * slope
-    mean = (tl.sum(sums[0], axis=0) / STATES,)
-    gradient = (slope - mean[0],)
+    value = point[0] * (slope + tl.sum(highest_sum, axis=0) / STATES)
+    mean = (tl.sum(reward_sum, axis=0) / STATES,)
+    gradient = (slope - tl.sum(sums[0], axis=0) / STATES,)
     for i in tl.static_range(1, N):
         cost = tl.sum(sums[i], axis=0) / STATES
         mean += (cost,)
@@ -330,6 +338,7 @@ def _newton_step(point, gradient, hessian, low, high, radius, N: tl.constexpr):
     step = (move,)
     for i in tl.static_range(1, N):
         other = -rows[i * (N + 1) + N] - rows[i * (N + 1)] * move
+        other = tl.where(tl.where(other > 0.0, point[i] < high[i], point[i] > low[i]), other, 0.0)
         size = tl.maximum(size, tl.abs(other) / (10.0 + 10.0 * point[i]), NAN)
         step += (other,)
     share = tl.where(size > radius, radius / size, 1.0)
@@ -344,8 +353,9 @@ def _kkt_residual(gradient, point, low, high, ball, N: tl.constexpr):
     """``kkt.kkt_residual``."""
     residual = -gradient[0] / ball
     for i in tl.static_range(N):
-        above = point[i] - high[i]
-        factor = tl.where(gradient[i] > 0.0, point[i] - low[i], tl.where(above < -1.0, -1.0, above))
+        unit = tl.minimum(tl.maximum(high[i], 1e-300, NAN), 1.0, NAN)
+        room = (high[i] - point[i]) / unit
+        factor = tl.where(gradient[i] > 0.0, point[i] - low[i], tl.where(room > 1.0, -1.0, -room))
         residual = tl.maximum(residual, gradient[i] * factor, NAN)
     return residual
 

@@ -59,25 +59,29 @@ def dual_terms(problem: DualProblem, eta: Tensor, lam: Tensor, hessian: bool = T
     features = problem.features
     states, particles = features.shape[-2:]
     theta = F.pad(-lam, (1, 0), value=1.0) / eta.unsqueeze(-1)
-    z = (theta.unsqueeze(-2) @ features.flatten(-2)).view(*features.shape[:-3], 1, states, particles)
-    logits = z.squeeze(-3) if problem.log_prior is None else z.squeeze(-3) + problem.log_prior
+    z = (theta.unsqueeze(-2) @ features.flatten(-2)).view(*features.shape[:-3], states, particles)
+    prior = problem.log_prior
+    logits = z if prior is None else z + prior
     highest = logits.amax(-1, keepdim=True)
-    weight = (logits - highest).exp_()
+    logits = logits - highest
+    weight = logits.exp()
     total = weight.sum(-1, keepdim=True)
     weight = weight.div_(total)
-    log_partition = total.log_().add_(highest).mean((-2, -1))
+    log_total = total.log_().mean((-2, -1))
     if problem.log_prior is None:
-        log_partition = log_partition - math.log(particles)
-    # Moments of z and the costs, not of reward and costs: where η is small, z is a small difference.
-    x = torch.cat([z, features[..., 1:, :, :]], dim=-3)
+        log_total = log_total - math.log(particles)
+    # Moments of z and the costs, not of reward and costs: where η is small, z is a small difference. It is
+    # taken below the highest logit, because the digits of a large z would be missing in the divergence.
+    z = logits if prior is None else (logits - prior).masked_fill(prior.isneginf(), 0.0)
+    x = torch.cat([z.unsqueeze(-3), features[..., 1:, :, :]], dim=-3)
     weights = weight.unsqueeze(-3)
     of_state = (weights * x).sum(-1, keepdim=True)  # [..., 1 + m, B, 1]
     mean = of_state.mean((-2, -1))
     mean_z, mean_cost = mean[..., :1], mean[..., 1:]
-    slope = problem.epsilon + log_partition
+    slope = problem.epsilon + log_total
     gradient = torch.cat([slope.unsqueeze(-1) - mean_z, problem.cost_limits - mean_cost], dim=-1)
-    value = eta * slope + (lam * problem.cost_limits).sum(-1)
-    reward = eta.unsqueeze(-1) * mean_z + (lam * mean_cost).sum(-1, keepdim=True)
+    value = eta * (slope + highest.mean((-2, -1))) + (lam * problem.cost_limits).sum(-1)
+    reward = (weight * features[..., 0, :, :]).sum(-1).mean(-1, keepdim=True)
     expectation = torch.cat([reward, mean_cost], dim=-1)
     if not hessian:
         return DualTerms(value, gradient, mean.new_empty(0), expectation, weight)

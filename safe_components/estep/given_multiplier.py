@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from safe_components.estep.newton import NewtonDualSolver
-from safe_components.estep.problem import center_estimates, dual_problem
+from safe_components.estep.problem import center_estimates, dual_problem, weight_dtype
 from safe_components.estep.solve import DualSolution, DualSolver, Infeasible
 
 
@@ -115,7 +115,7 @@ class GivenMultiplierSolver(nn.Module):
         lam = lam.expand_as(expected_cost)
         return replace(
             answer,
-            weight=answer.weight.to(q_reward.dtype),
+            weight=answer.weight.to(weight_dtype(q_reward)),
             lam=lam,
             expected_reward=answer.expected_reward + (lam * expected_cost).sum(-1),
             expected_cost=expected_cost,

@@ -18,8 +18,9 @@ def kkt_residual(gradient: Tensor, point: Tensor, lower: Tensor, upper: Tensor, 
         λ_i (d_i − E_q Q_c,i)₊ / s_r       a limit is priced but does not bind
 
     (stationarity of the Lagrangian holds exactly by construction of ``q``). Near the upper bound ``u`` of a
-    multiplier, the second line counts with the factor ``min(1, u_i − λ_i)``: where a price cannot rise any
-    further, the optimum may exceed its limit. The sum of the last two lines is the duality gap.
+    multiplier, the second line counts with the factor ``min(1, (u_i − λ_i) / min(u_i, 1))``: where a price
+    cannot rise any further, the optimum may exceed its limit. The sum of the last two lines is the duality
+    gap.
 
     Args:
         gradient: ``[..., 1 + m]``, of the scaled dual.
@@ -36,7 +37,8 @@ def kkt_residual(gradient: Tensor, point: Tensor, lower: Tensor, upper: Tensor, 
         >>> kkt_residual(slack, point, torch.zeros(2), torch.tensor([torch.inf, 5.0]), torch.tensor(0.2))
         tensor(0.1000)
     """
-    factor = torch.where(gradient > 0, point - lower, (point - upper).clamp_min(-1.0))
-    terms = gradient * factor
+    # A bound of 0, that of a cost which no q can move, leaves no room.
+    room = ((upper - point) / upper.clamp(1e-300, 1.0)).clamp_max(1.0)
+    terms = gradient * torch.where(gradient > 0, point - lower, -room)
     ball = -gradient[..., 0] / epsilon
     return torch.maximum(ball, terms.amax(-1))

@@ -150,6 +150,9 @@ def _newton_step(
     move = torch.maximum(-rows[..., 0, -1:] / left, torch.maximum(lower[..., :1] - eta, -0.9 * reach))
     move = torch.minimum(move, 9.0 * reach)
     step = torch.cat([move, -rows[..., 1:, -1] - rows[..., 1:, 0] * move], dim=-1)
+    # Along costs that are alike, one multiplier rises and one falls. At its bound the latter must not count.
+    inside = torch.where(step > 0, point < upper, point > lower)
+    step = torch.where(inside, step, 0.0)
     eta_size = torch.maximum(move / 9.0, move / -0.9) / eta
     size = torch.cat([eta_size, step[..., 1:].abs() / (10.0 + 10.0 * point[..., 1:])], dim=-1)
     size = size.amax(-1)

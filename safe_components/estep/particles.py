@@ -21,7 +21,7 @@ from safe_components.keys import (
     PARTICLE_SCALE_TRIL,
     SCALE_TRIL,
 )
-from safe_components.ops import Aggregate, aggregate, network_outputs, single_network, swapped
+from safe_components.ops import Aggregate, aggregate, network_outputs, require_states, single_network, swapped
 
 Critic = Callable[[Tensor, Tensor], "Tensor | tuple[Tensor, Tensor]"]
 
@@ -56,7 +56,7 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
 
     Raises:
         ValueError: if ``num_particles < 2``, or it is odd with ``antithetic``, or the critic returns other
-            shapes.
+            shapes, or the batch is empty.
 
     Example:
         >>> from tensordict import TensorDict
@@ -112,6 +112,7 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the particles, their scores and the reference distribution."""
+        require_states(tensordict.get(self.in_keys[0]).shape[:-1], str(self.in_keys[0]))
         loc, scale_tril = self._reference(tensordict)
         action = loc.unsqueeze(-2) + self._noise(loc) @ scale_tril.mT
         q_reward, q_cost = self.scores(tensordict.get(self.in_keys[0]), action)

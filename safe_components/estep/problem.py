@@ -8,8 +8,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from safe_components.ops import require_states
+
 # A spread below this share of the estimates' size is rounding, not a preference between actions.
 _NO_SPREAD = 1e-13
+# A prior that is nearly certain of one action leaves almost no variance. The spread is at least this share of
+# the deviation that all allowed actions have with equal probabilities.
+_LEAST_SPREAD = 1e-6
 
 
 class DualProblem(NamedTuple):
@@ -65,7 +70,7 @@ def dual_problem(
             excludes an action, whose estimates are then ignored. ``None`` means uniform.
 
     Raises:
-        ValueError: for shapes that do not fit together. No value is read.
+        ValueError: for shapes that do not fit together, or without states. No value is read.
 
     Example:
         >>> problem = dual_problem(torch.zeros(5, 4), torch.zeros(5, 4, 2), 0.1, torch.ones(2))
@@ -75,6 +80,7 @@ def dual_problem(
     shape, device = q_reward.shape, q_reward.device
     if len(shape) < 2 or shape[-1] < 2:
         raise ValueError(f"q_reward must be [..., B, K] with K >= 2 particles, got {tuple(shape)}")
+    require_states(shape, "q_reward")
     if q_cost.ndim == len(shape):
         q_cost = q_cost.unsqueeze(-1)
     if q_cost.shape[:-1] != shape:
@@ -108,7 +114,9 @@ def check_values(problem: DualProblem) -> None:
         ValueError: epsilon=0.0 must be positive and finite (nats)
     """
     # A single read of the device where all is well: a sum is finite only if its terms are.
-    asked = (problem.features.sum(), problem.epsilon, problem.cost_limits)
+    asked = [problem.features.sum(), problem.epsilon, problem.cost_limits]
+    if problem.log_prior is not None:
+        asked[0] = asked[0] + problem.log_prior.amax(-1).sum()  # NaN if a row is no distribution
     total, *settings = torch.cat([value.reshape(-1) for value in asked]).tolist()
     radii, limits = settings[: problem.epsilon.numel()], settings[problem.epsilon.numel() :]
     if not all(0.0 < radius < math.inf for radius in radii):
@@ -122,6 +130,36 @@ def check_values(problem: DualProblem) -> None:
         bad = int(columns.logical_not().nonzero()[0])
         name = "q_reward" if bad == 0 else f"q_cost[..., {bad - 1}]"
         raise ValueError(f"{name} holds values that are not finite")
+    if problem.log_prior is not None:
+        rows = problem.log_prior.isnan().any(-1)
+        if bool(rows.any()):
+            raise ValueError(
+                f"log_prior is no distribution in state {first_state(rows)}: it holds NaN or +inf there, "
+                "or -inf for every action"
+            )
+
+
+def first_state(states: Tensor) -> int | tuple[int, ...]:
+    """Return the index of the first state ``[...]`` that is marked.
+
+    Example:
+        >>> first_state(torch.tensor([False, True]))
+        1
+    """
+    index = tuple(states.nonzero()[0].tolist())
+    return index[0] if len(index) == 1 else index
+
+
+def weight_dtype(q_reward: Tensor) -> torch.dtype:
+    """Return the dtype of the weights: that of the estimates, or float32 if it has fewer digits.
+
+    Rows of fewer digits do not sum to 1. Integers have no fractions.
+
+    Example:
+        >>> weight_dtype(torch.zeros(2, 2).bfloat16()), weight_dtype(torch.zeros(2, 2).double())
+        (torch.float32, torch.float64)
+    """
+    return torch.promote_types(q_reward.dtype, torch.float32)
 
 
 def center_estimates(features: Tensor, log_prior: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,9 +175,11 @@ def center_estimates(features: Tensor, log_prior: Tensor | None) -> tuple[Tensor
         return base, centered, torch.linalg.vector_norm(centered, dim=(-2, -1)) / math.sqrt(entries)
     prior = log_prior.exp().unsqueeze(-3)
     base = (prior * features).sum(-1, keepdim=True)
-    centered = features - base
+    centered = torch.where(log_prior.isneginf().unsqueeze(-3), 0.0, features - base)
     spread = (centered.square() * prior).sum(-1).mean(-1).sqrt()
-    return base, torch.where(prior > 0, centered, 0.0), spread
+    entries = features.shape[-2] * features.shape[-1]
+    least = _LEAST_SPREAD * torch.linalg.vector_norm(centered, dim=(-2, -1)) / math.sqrt(entries)
+    return base, centered, torch.maximum(spread, least)
 
 
 def scale_problem(
@@ -150,7 +190,7 @@ def scale_problem(
 ) -> ScaledProblem:
     """Center every estimate per state and divide it by its spread ``s``.
 
-        s_i² = mean_b Var_p(Q_i[b, ·])
+        s_i² = mean_b Var_p(Q_i[b, ·])         (at least 1e-6 of the root mean square of Q_i − E_p Q_i)
         Q_i' = (Q_i − E_p Q_i) / s_i
         d_i' = (d_i − mean_b E_p Q_i) / s_i
 

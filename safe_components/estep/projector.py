@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -12,6 +13,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 
 from safe_components.estep.newton import NewtonDualSolver
+from safe_components.estep.problem import first_state
 from safe_components.estep.solve import DualSolution, Infeasible
 from safe_components.keys import (
     PARTICLE_LOG_PRIOR,
@@ -152,8 +154,9 @@ class EStepProjector(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict 
         self._solution = solution
         # The multipliers of a recovery belong to another problem, and a bound says nothing about the next.
         useless = solution.recovered | solution.eta_at_min
+        self._size_multipliers(solution.eta.shape)
         self.eta.copy_(solution.eta).masked_fill_(useless, torch.nan)
-        self.lam.copy_(solution.lam).masked_fill_(useless, torch.nan)
+        self.lam.copy_(solution.lam).masked_fill_(useless.unsqueeze(-1), torch.nan)
         return tensordict.set(self.out_keys[0], solution.weight)
 
     @torch.no_grad()
@@ -168,10 +171,10 @@ class EStepProjector(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict 
         """Return the solution for these estimates, and keep nothing of it.
 
         Args:
-            q_reward: ``[B, K]``.
-            q_cost: ``[B, K, m]``.
-            log_prior: ``[B, K]``; None is uniform.
-            warm_start: start from the multipliers of the last call of the module.
+            q_reward: ``[..., B, K]``, one problem for each leading index.
+            q_cost: ``[..., B, K, m]``.
+            log_prior: ``[..., B, K]``; None is uniform.
+            warm_start: start from the multipliers of the module's last call, if it solved as many problems.
         """
         m = self.cost_limits.shape[0]
         if q_cost.ndim == q_reward.ndim + 1 and q_cost.shape[-1] != m:
@@ -184,9 +187,19 @@ class EStepProjector(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict 
         keywords: dict[str, object] = {}
         if self._takes_infeasible:
             keywords["infeasible"] = self.infeasible
-        if self._takes_init and warm_start:
+        if self._takes_init and warm_start and self.eta.shape == q_reward.shape[:-2]:
             keywords["init"] = (self.eta, self.lam)
         return self.solver(q_reward, q_cost, self.epsilon, self.cost_limits, log_prior, **keywords)
+
+    def _size_multipliers(self, lead: torch.Size) -> None:
+        """Hold multipliers for as many problems as a call solves, without values if their number changes."""
+        if self.eta.shape != lead:
+            self.eta = self.eta.new_full(lead, torch.nan)
+            self.lam = self.lam.new_full((*lead, *self.cost_limits.shape), torch.nan)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self._size_multipliers(state_dict.get(f"{prefix}eta", self.eta).shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _check_finite(self, q_reward: Tensor, q_cost: Tensor, log_prior: Tensor | None) -> None:
         for key, value in zip(self.in_keys, (q_reward, q_cost), strict=True):
@@ -196,5 +209,13 @@ class EStepProjector(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict 
                 bad = bad & (allowed if value.ndim == allowed.ndim else allowed.unsqueeze(-1))
             if bool(bad.any()):
                 raise ValueError(f"{key} holds {int(bad.sum())} values that are not finite")
-        if log_prior is not None and bool((log_prior.isnan() | log_prior.isposinf()).any()):
+        if log_prior is None:
+            return
+        if bool((log_prior.isnan() | log_prior.isposinf()).any()):
             raise ValueError(f"{self.log_prior_key} holds NaN or +inf; log-probabilities are expected")
+        excluded = log_prior.isneginf().all(-1)
+        if bool(excluded.any()):
+            raise ValueError(
+                f"{self.log_prior_key} is -inf for every action of state {first_state(excluded)}; "
+                "at least one must be allowed"
+            )

@@ -19,6 +19,7 @@ from safe_components.estep.problem import (
     check_values,
     dual_problem,
     scale_problem,
+    weight_dtype,
 )
 
 Infeasible = Literal["recover", "clip"]
@@ -33,7 +34,7 @@ class DualSolution:
 
     Leading dimensions ``...`` are those of the independent problems solved at once. A single batch of states
     has no leading dimension: then ``eta`` is ``[]`` and ``lam`` is ``[m]``. Numbers are float64 for every
-    dtype of the estimates; ``weight`` has the dtype of ``q_reward``.
+    dtype of the estimates; ``weight`` has the dtype of ``q_reward``, or float32 if that has fewer digits.
     """
 
     weight: Tensor
@@ -185,14 +186,15 @@ class DualSolver(nn.Module, ABC):
             log_prior: ``[..., B, K]``, log-probabilities; ``-inf`` excludes an action; ``None`` is uniform.
             infeasible: ``"recover"`` or ``"clip"``.
             init: ``(eta [...], lam [..., m])`` to start from, such as the last batch's; entries that are
-                not finite are replaced by the cold start.
+                not finite, and temperatures that are not positive, are replaced by the cold start.
 
         Raises:
-            ValueError: for shapes that do not fit. A solver that synchronizes also refuses ``epsilon <= 0``,
-                and limits or estimates that are not finite.
+            ValueError: for shapes that do not fit, or without states. A solver that synchronizes also
+                refuses ``epsilon <= 0``, limits or estimates that are not finite, and a prior that excludes
+                every action of a state.
         """
         dual = dual_problem(q_reward, q_cost, epsilon, cost_limits, log_prior)
-        return self.solve(dual, infeasible, init, q_reward.dtype)
+        return self.solve(dual, infeasible, init, weight_dtype(q_reward))
 
     def solve(
         self,
@@ -225,6 +227,10 @@ class DualSolver(nn.Module, ABC):
         if least is None:
             return self._solution(problem, main, nowhere, nowhere, dtype)
         unreachable = doubt & (least.value < -self.feasible_tol)
+        if not recover and self.synchronizes:
+            main = self._approach_from_recovery(
+                problem, main, least, unreachable & (main.residual > self.tol)
+            )
         recovered = unreachable if recover else nowhere
         found = _pick(recovered, least, main)._replace(iterations=main.iterations + least.iterations)
         solution = self._solution(problem, found, unreachable, recovered, dtype)
@@ -241,10 +247,26 @@ class DualSolver(nn.Module, ABC):
         else:
             unit = problem.spread / problem.spread[..., :1]
             lam = (init[1] * unit[..., 1:]).masked_fill(problem.constant[..., 1:], 0.0)
-            start = torch.cat([init[0].unsqueeze(-1) / problem.spread[..., :1], lam], dim=-1)
+            eta = init[0].where(init[0] > 0.0, torch.nan)  # no temperature
+            start = torch.cat([eta.unsqueeze(-1) / problem.spread[..., :1], lam], dim=-1)
             if not self.synchronizes or not math.isfinite(sum(start.flatten().tolist())):
                 start = torch.where(start.isfinite(), start, _cold_start(problem.dual))
         return start.clamp(problem.lower, problem.upper)
+
+    def _approach_from_recovery(
+        self, problem: ScaledProblem, main: Minimum, least: Minimum, failed: Tensor | bool
+    ) -> Minimum:
+        """Solve again what failed on the long way to ``λ_max``, from the recovery's multipliers.
+
+        Multiplied by a large ``λ_max``, they are nearly those of the L1 penalty.
+        """
+        if not (bool(failed.any()) if isinstance(failed, Tensor) else failed):
+            return main
+        cap = problem.upper[..., 1:]
+        scale = torch.cat([cap.amax(-1, keepdim=True), cap], dim=-1)
+        start = torch.as_tensor(least.point, dtype=scale.dtype, device=scale.device) * scale
+        again = self.minimize(problem, start.clamp(problem.lower, problem.upper))
+        return _pick(failed, again, main)._replace(iterations=main.iterations + again.iterations)
 
     def _minimize_both(
         self, one: ScaledProblem, start_one: Tensor, two: ScaledProblem, start_two: Tensor

@@ -4,6 +4,7 @@ from safe_components.lagrangian.actor_loss import LagrangianActorLoss, Penalized
 from safe_components.lagrangian.budget import CostBudget
 from safe_components.lagrangian.deterministic import DeterministicLagLoss
 from safe_components.lagrangian.multipliers import (
+    MAX_MULTIPLIER,
     ExponentiatedMultiplier,
     GradientMultiplier,
     Multiplier,
@@ -13,6 +14,7 @@ from safe_components.lagrangian.running_cost import RunningEpisodeCost
 from safe_components.lagrangian.sac import SACLagLoss
 
 __all__ = [
+    "MAX_MULTIPLIER",
     "CostBudget",
     "DeterministicLagLoss",
     "ExponentiatedMultiplier",

@@ -12,10 +12,9 @@ from tensordict.nn import TensorDictModuleBase, TensorDictParams
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torch.func import functional_call
-from torchrl.objectives.common import LossModule
 
 from safe_components import keys
-from safe_components.ops import Aggregate, aggregate, q_limits
+from safe_components.ops import Aggregate, BaseLoss, Reduction, aggregate, q_limits, require_states
 
 
 def augmented_multiplier(lam: Tensor, q_cost: Tensor, q_cost_limit: Tensor, augmentation: float) -> Tensor:
@@ -60,7 +59,7 @@ class PenalizedValue(NamedTuple):
     """``q_reward []``, ``q_cost [m]``, ``lam [m]``, ``lam_effective [m]``, detached"""
 
 
-class LagrangianActorLoss(LossModule):  # type: ignore[misc]  # TorchRL has no types
+class LagrangianActorLoss(BaseLoss):
     """Abstract base: holds the actor's parameters, the critic as a constant, and the multiplier.
 
     The caller owns the critic and the multiplier. They are not registered here, ``.to`` does not move them,
@@ -95,8 +94,9 @@ class LagrangianActorLoss(LossModule):  # type: ignore[misc]  # TorchRL has no t
         q_cost_limit: float | Sequence[float] | Tensor | None,
         target_policy: bool,
         in_spreads: bool,
+        reduction: Reduction,
     ) -> None:
-        super().__init__()
+        super().__init__(reduction)
         for how in (reward_aggregate, cost_aggregate):
             aggregate(torch.zeros(2, 1), how, std_coef)  # raises on an unknown name
         if not 0.0 <= std_coef < math.inf:
@@ -125,11 +125,9 @@ class LagrangianActorLoss(LossModule):  # type: ignore[misc]  # TorchRL has no t
         names = [self.tensor_keys.observation]
         return names + [key for key in self.policy.in_keys if key not in names]
 
-    def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
-        """No value estimator is involved."""
-
     def penalized_value(self, observation: Tensor, action: Tensor) -> PenalizedValue:
         """Score ``action [..., a]`` in ``observation [..., o]``; differentiable in the action only."""
+        require_states(observation.shape[:-1], "observation")
         values = _with_constants(self.critic, observation, action)
         if isinstance(values, Tensor) or len(values) != 2:
             raise ValueError(

@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
-from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
 from safe_components.lagrangian.actor_loss import LagrangianActorLoss
-from safe_components.ops import Aggregate, swapped
+from safe_components.ops import Aggregate, Reduction, reduced, swapped
 
 
 class DeterministicLagLoss(LagrangianActorLoss):
@@ -42,6 +41,7 @@ class DeterministicLagLoss(LagrangianActorLoss):
             ``[m]``, such as `CostBudget.q_limit`, is shared, so changes in place take effect.
         in_spreads: whether the multiplier is a price ``θ`` without unit. Then ``λ_i = θ_i s_r / s_i``, with
             the standard deviations ``s`` of the values over the batch. No unit of a reward or cost matters.
+        reduction: ``"mean"`` over the states, ``"sum"``, or ``"none"`` for the loss of each state ``[B]``.
 
     Returns:
         From ``forward``, a TensorDict without batch size. All entries but the loss are detached:
@@ -55,8 +55,8 @@ class DeterministicLagLoss(LagrangianActorLoss):
         | ``lam_effective`` | [m] | the weights of the costs: ``lam``, or `augmented_multiplier` |
 
     Raises:
-        ValueError: if a setting is out of range; in ``forward``, if the critic does not return a pair, or
-            the critic, the multiplier and the limits differ in the number of costs.
+        ValueError: if a setting is out of range; in ``forward``, if the batch is empty, the critic does not
+            return a pair, or the critic, the multiplier and the limits differ in the number of costs.
 
     Source: DDPG, Lillicrap et al. 2016 (arXiv 1509.02971), eq. 6; TD3, Fujimoto et al. 2018 (arXiv
     1802.09477), algorithm 1; the Lagrangian as in Ray et al. 2019, "Benchmarking safe exploration".
@@ -91,6 +91,7 @@ class DeterministicLagLoss(LagrangianActorLoss):
         augmentation: float = 0.0,
         q_cost_limit: float | Sequence[float] | Tensor | None = None,
         in_spreads: bool = False,
+        reduction: Reduction = "mean",
     ) -> None:
         if hasattr(policy, "get_dist"):
             raise ValueError(
@@ -109,12 +110,9 @@ class DeterministicLagLoss(LagrangianActorLoss):
             q_cost_limit=q_cost_limit,
             in_spreads=in_spreads,
             target_policy=True,
+            reduction=reduction,
         )
-
-    @property
-    def out_keys(self) -> list[NestedKey]:
-        """Entries returned."""
-        return ["loss_actor", "q_reward", "q_cost", "lam", "lam_effective"]
+        self.out_keys = ["loss_actor", "q_reward", "q_cost", "lam", "lam_effective"]
 
     @dispatch(auto_batch_size=False)  # type: ignore[untyped-decorator]  # tensordict has no types
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
@@ -122,4 +120,6 @@ class DeterministicLagLoss(LagrangianActorLoss):
         with swapped(self.policy, self.policy_params):
             action = self.policy(tensordict.select(*self.policy.in_keys))[self.tensor_keys.action]
         penalized = self.penalized_value(tensordict[self.tensor_keys.observation], action)
-        return TensorDict({"loss_actor": -penalized.value.mean() / penalized.scale, **penalized.terms}, [])
+        return TensorDict(
+            {"loss_actor": reduced(-penalized.value, self.reduction) / penalized.scale, **penalized.terms}, []
+        )

@@ -11,6 +11,13 @@ from torch import Tensor, nn
 
 from safe_components.ops import episode_limits
 
+MAX_MULTIPLIER = 20.0
+"""default upper bound of a multiplier, in reward per cost
+
+At this price the reward has a weight of 1 / 21 in a loss that is divided by 1 + λ, so a higher price changes
+little. It would only take longer to come down after the costs have fallen (wind-up).
+"""
+
 
 class Multiplier(nn.Module, ABC):
     """Abstract base: the multipliers ``λ [m]``, their limits and the checks. Subclasses define ``update``.
@@ -18,7 +25,7 @@ class Multiplier(nn.Module, ABC):
     Args:
         cost_limits: ``d``, cost per episode, one per cost signal.
         init: first multiplier, reward per cost, at least 0.
-        max_value: upper bound; None means unbounded.
+        max_value: upper bound, reward per cost; None means unbounded.
 
     Attributes:
         lam: ``λ [m]``, a buffer, float64.
@@ -88,7 +95,7 @@ class Multiplier(nn.Module, ABC):
 class GradientMultiplier(Multiplier):
     """Projected gradient ascent on the Lagrangian ``max_π J_r - Σ_i λ_i (J_c,i - d_i)``.
 
-        λ_i <- [λ_i + lr (J_c,i - d_i)]_+        (and at most max_value)
+        λ_i <- min([λ_i + lr (J_c,i - d_i)]_+, max_value)
 
     ``J_c`` is the undiscounted cost of an episode, averaged over the latest episodes. The critic's
     estimate at replayed states would move the multiplier by the costs of past policies.
@@ -97,8 +104,8 @@ class GradientMultiplier(Multiplier):
         cost_limits: ``d``, cost per episode, one per cost signal.
         lr: step size, multiplier per cost.
         init: first multiplier, at least 0.
-        max_value: upper bound; None means unbounded. :attr:`clipped` ``[m]`` tells where the last update
-            reached it.
+        max_value: upper bound, which keeps ``λ`` from winding up (see :class:`PIDMultiplier`); None means
+            unbounded. :attr:`clipped` ``[m]`` tells where the last update reached it.
 
     Attributes:
         lam: ``λ [m]``, the multipliers (a buffer, float64, as is all state here).
@@ -120,7 +127,7 @@ class GradientMultiplier(Multiplier):
         lr: float,
         *,
         init: float = 0.0,
-        max_value: float | None = None,
+        max_value: float | None = MAX_MULTIPLIER,
     ) -> None:
         super().__init__(cost_limits, init, max_value)
         if not 0 < lr < math.inf:
@@ -139,12 +146,18 @@ class PIDMultiplier(Multiplier):
 
     With ``δ = J_c - d``, and ``EMA`` an exponential moving average that starts at its first value,
 
-        I <- [I + ki δ]_+
-        λ  = [kp EMA(δ) + I + kd (EMA(J_c) - EMA(J_c) of `delay` updates ago)_+]_+
+        I <- min([I + ki δ]_+, max_value)
+        λ  = min([kp EMA(δ) + I + kd (EMA(J_c) - EMA(J_c) of `delay` updates ago)_+]_+, max_value)
 
     The integral term alone (``kp = kd = 0``) is :class:`GradientMultiplier`. The proportional term damps
     its oscillation. The derivative term acts on a rising cost before it passes the limit. During the first
     ``delay`` updates, the oldest average stands in for the delayed one.
+
+    The bound on the integral is the anti-windup. Costs far over the limit raise ``I`` faster than costs below
+    it can lower it: at most by ``ki d`` per update. Unbounded, 200 updates at a cost of 100 and a limit of 25
+    take 600 updates without cost to undo, during which the policy learns nothing about the reward. With the
+    bound it takes at most ``max_value / (ki d)`` updates, 80 with the defaults. A policy that needs a higher
+    price is reported by :attr:`clipped`; raise the bound where a cost of 1 is worth more reward than that.
 
     Args:
         cost_limits: ``d``, cost per episode, one per cost signal.
@@ -155,8 +168,8 @@ class PIDMultiplier(Multiplier):
         ema_derivative: weight of the past in the average of ``J_c``, likewise.
         delay: number of updates between the two averages that the derivative compares, at least 1.
         init: first value of the integral.
-        max_value: upper bound of ``λ`` and of ``I`` (which keeps the integral from winding up); None means
-            unbounded. :attr:`clipped` ``[m]`` tells where the last update reached it.
+        max_value: upper bound of ``λ`` and of ``I``; None means unbounded. :attr:`clipped` ``[m]`` tells
+            where the last update reached it.
 
     Attributes:
         lam: ``λ [m]``, the multipliers. ``integral``, ``error_ema``, ``cost_ema`` and ``past_costs`` are
@@ -190,7 +203,7 @@ class PIDMultiplier(Multiplier):
         ema_derivative: float = 0.95,
         delay: int = 10,
         init: float = 0.0,
-        max_value: float | None = None,
+        max_value: float | None = MAX_MULTIPLIER,
     ) -> None:
         super().__init__(cost_limits, init, max_value)
         for name, gain in (("kp", kp), ("ki", ki), ("kd", kd)):

@@ -9,12 +9,11 @@ from typing import Literal
 import torch
 from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, dispatch
-from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torchrl.modules.distributions.utils import rsample_and_log_prob
 
 from safe_components.lagrangian.actor_loss import LagrangianActorLoss
-from safe_components.ops import Aggregate, swapped
+from safe_components.ops import Aggregate, Reduction, reduced, require_states, swapped
 
 
 class SACLagLoss(LagrangianActorLoss):
@@ -46,6 +45,7 @@ class SACLagLoss(LagrangianActorLoss):
             ``[m]``, such as `CostBudget.q_limit`, is shared, so changes in place take effect.
         in_spreads: whether the multiplier is a price ``θ`` without unit. Then ``λ_i = θ_i s_r / s_i``, with
             the standard deviations ``s`` of the values over the batch. No unit of a reward or cost matters.
+        reduction: ``"mean"`` over the states, ``"sum"``, or ``"none"`` for the losses of each state ``[B]``.
 
     Attributes:
         policy_params: the actor's parameters.
@@ -66,8 +66,8 @@ class SACLagLoss(LagrangianActorLoss):
         | ``lam_effective`` | [m] | the weights of the costs: ``lam``, or `augmented_multiplier` |
 
     Raises:
-        ValueError: if a setting is out of range; in ``forward``, if the critic does not return a pair, or
-            the critic, the multiplier and the limits differ in the number of costs.
+        ValueError: if a setting is out of range; in ``forward``, if the batch is empty, the critic does not
+            return a pair, or the critic, the multiplier and the limits differ in the number of costs.
 
     Source: Haarnoja et al. 2018 (arXiv 1812.05905), eqs. 7 and 18, with a safety critic and multiplier as
     in Ha et al. 2020 (arXiv 2002.08550); augmentation and conservative critic, CAL (Wu et al. 2024,
@@ -114,6 +114,7 @@ class SACLagLoss(LagrangianActorLoss):
         augmentation: float = 0.0,
         q_cost_limit: float | Sequence[float] | Tensor | None = None,
         in_spreads: bool = False,
+        reduction: Reduction = "mean",
     ) -> None:
         if not hasattr(policy, "get_dist"):
             raise ValueError(
@@ -136,7 +137,18 @@ class SACLagLoss(LagrangianActorLoss):
             q_cost_limit=q_cost_limit,
             in_spreads=in_spreads,
             target_policy=False,
+            reduction=reduction,
         )
+        self.out_keys = [
+            "loss_actor",
+            "loss_alpha",
+            "alpha",
+            "entropy",
+            "q_reward",
+            "q_cost",
+            "lam",
+            "lam_effective",
+        ]
         self.target_entropy = target_entropy
         log_alpha = torch.tensor(math.log(init_alpha))
         if target_entropy is None:
@@ -149,33 +161,29 @@ class SACLagLoss(LagrangianActorLoss):
         """``α []``, detached; pass it to a soft `TDLoss` as ``entropy_coef=lambda: loss.alpha``."""
         return self.log_alpha.detach().exp()
 
-    @property
-    def out_keys(self) -> list[NestedKey]:
-        """Entries returned."""
-        own = ["loss_actor", "loss_alpha", "alpha", "entropy"]
-        return [*own, "q_reward", "q_cost", "lam", "lam_effective"]
-
     @dispatch(auto_batch_size=False)  # type: ignore[untyped-decorator]  # tensordict has no types
     def forward(self, tensordict: TensorDictBase) -> TensorDict:
         """Compute the losses of a batch; see the class for the entries returned."""
+        observation = tensordict[self.tensor_keys.observation]
+        require_states(observation.shape[:-1], "observation")
         with swapped(self.policy, self.policy_params):
             dist = self.policy.get_dist(tensordict.select(*self.policy.in_keys))
         # A draw is scored as it is made: inverting a saturated tanh afterwards would lose it.
         action, log_prob = rsample_and_log_prob(dist)
-        penalized = self.penalized_value(tensordict[self.tensor_keys.observation], action)
+        penalized = self.penalized_value(observation, action)
         objective = self.alpha * log_prob - penalized.value
-        mean_log_prob = log_prob.detach().mean()
+        constant = log_prob.detach()
         if self.target_entropy is None:
-            loss_alpha = torch.zeros_like(mean_log_prob)
+            loss_alpha = reduced(torch.zeros_like(constant), self.reduction)
         else:
             target = -float(action.shape[-1]) if self.target_entropy == "auto" else self.target_entropy
-            loss_alpha = -self.log_alpha * (mean_log_prob + target)
+            loss_alpha = -self.log_alpha * reduced(constant + target, self.reduction)
         return TensorDict(
             {
-                "loss_actor": objective.mean() / penalized.scale,
+                "loss_actor": reduced(objective, self.reduction) / penalized.scale,
                 "loss_alpha": loss_alpha,
                 "alpha": self.alpha,
-                "entropy": -mean_log_prob,
+                "entropy": -constant.mean(),
                 **penalized.terms,
             },
             [],

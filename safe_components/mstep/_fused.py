@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from safe_components.mstep.likelihood import DecoupledTerms
+from safe_components.ops import gaussian_kl
 
 
 class OldPolicy(NamedTuple):
@@ -103,17 +104,44 @@ def decoupled_terms(old: OldPolicy, loc: Tensor, scale_tril: Tensor) -> Decouple
     return DecoupledTerms(fit_mean, fit_cov, kl_mean, kl_cov, entropy.detach())
 
 
+def state_terms(old: OldPolicy, loc: Tensor, scale_tril: Tensor) -> DecoupledTerms:
+    """Compute the terms of each state, ``[...]``, whose means are those of `decoupled_terms`.
+
+    They are differentiated automatically, any number of times and under ``torch.vmap``.
+    """
+    shift = (old.whiten @ (loc - old.loc).unsqueeze(-1)).squeeze(-1)
+    ratio = torch.linalg.solve_triangular(scale_tril, old.scale_tril, upper=False)
+    log_old, log_new = (x.diagonal(dim1=-2, dim2=-1).log().sum(-1) for x in (old.scale_tril, scale_tril))
+    size = loc.shape[-1]
+    constant = 0.5 * size * math.log(2 * math.pi)
+    trace = old.second.diagonal(dim1=-2, dim2=-1).sum(-1)
+    moved = (shift * (old.total.unsqueeze(-1) * shift - 2.0 * old.first)).sum(-1)
+    kl_mean, kl_cov = gaussian_kl(old.loc, old.scale_tril, loc, scale_tril)
+    return DecoupledTerms(
+        fit_mean=-0.5 * (trace + moved) - old.total * (log_old + constant),
+        fit_cov=-0.5 * (ratio @ old.second * ratio).sum((-2, -1)) - old.total * (log_new + constant),
+        kl_mean=kl_mean,
+        kl_cov=kl_cov,
+        entropy=(log_new + constant + 0.5 * size).detach(),
+    )
+
+
 def joint_log_likelihood(old: OldPolicy, fit_cov: Tensor, loc: Tensor, scale_tril: Tensor) -> Tensor:
-    """Compute `likelihood.log_likelihood` of the new mean and covariance.
+    """Compute `likelihood.log_likelihood` of the new mean and covariance, ``fit_cov`` + mean `joint_term`."""
+    return fit_cov + joint_term(old, loc, scale_tril).mean()
 
-        mean_b Σ_k q_bk log N(a_bk; μ, Σ) = fit_cov + mean yᵀ (x - ½ w y)
 
-    with ``[y, x] = L⁻¹ [μ - μ_old, L_old e]`` and ``fit_cov`` from `decoupled_terms`.
+def joint_term(old: OldPolicy, loc: Tensor, scale_tril: Tensor) -> Tensor:
+    """Compute what the new mean adds to the joint log-likelihood of each state, ``[...]``.
+
+        Σ_k q_bk log N(a_bk; μ, Σ) = fit_cov + yᵀ (x - ½ w y)
+
+    with ``[y, x] = L⁻¹ [μ - μ_old, L_old e]`` and ``fit_cov`` of the same state.
     """
     first = (old.scale_tril @ old.first.unsqueeze(-1)).squeeze(-1)
     columns = torch.stack([loc - old.loc, first], -1)
     y, x = torch.linalg.solve_triangular(scale_tril, columns, upper=False).unbind(-1)
-    return fit_cov + torch.sum(y * (x - 0.5 * old.total.unsqueeze(-1) * y), -1).mean()
+    return torch.sum(y * (x - 0.5 * old.total.unsqueeze(-1) * y), -1)
 
 
 def _inverse(scale_tril: Tensor) -> Tensor:

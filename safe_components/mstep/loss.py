@@ -12,19 +12,34 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictParams, dispatch
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
-from torchrl.objectives.common import LossModule
 
 from safe_components import keys
-from safe_components.mstep._fused import OldPolicy, combination, decoupled_terms, joint_log_likelihood
+from safe_components.mstep._fused import (
+    OldPolicy,
+    combination,
+    decoupled_terms,
+    joint_log_likelihood,
+    joint_term,
+    state_terms,
+)
+from safe_components.mstep.likelihood import DecoupledTerms
 from safe_components.mstep.trust_region import TrustRegionTerms
-from safe_components.ops import network_outputs, single_network, swapped
+from safe_components.ops import (
+    BaseLoss,
+    Reduction,
+    network_outputs,
+    require_states,
+    single_network,
+    swapped,
+    transformed,
+)
 
 Likelihood = Literal["decoupled", "joint"]
 # Entries of what `MStepLoss.prepare` returns.
 _STATE, _OLD_POLICY = "state", "old_policy"
 
 
-class MStepLoss(LossModule):  # type: ignore[misc]  # TorchRL is untyped
+class MStepLoss(BaseLoss):
     """Weighted maximum likelihood of a Gaussian policy inside a trust region around the old one.
 
         max_θ mean_b Σ_k q_bk [log N(a_bk; μ_θ, Σ_old) + log N(a_bk; μ_old, Σ_θ)]
@@ -74,11 +89,15 @@ class MStepLoss(LossModule):  # type: ignore[misc]  # TorchRL is untyped
             ``(C_μ, C_Σ) -> TrustRegionTerms``.
         likelihood: ``"decoupled"`` or ``"joint"``.
         check_weights: raise if the weights of a state do not sum to 1 within 1e-3. ``None`` checks on the
-            CPU only, because on a GPU the check makes the host wait.
+            CPU only, because on a GPU the check makes the host wait. Under ``torch.compile`` and
+            ``torch.vmap``, values cannot be read, and nothing is checked.
+        reduction: of ``loss_policy`` over the states: ``"mean"``, ``"sum"``, or ``"none"`` for the loss
+            ``[B]`` of each state, which holds the state's own likelihood. The penalty is that of the mean
+            divergences in any case, so the mean of these losses is the loss of ``"mean"``.
 
     Raises:
-        ValueError: if ``likelihood`` is unknown; in ``prepare`` and ``forward``, if shapes do not fit or the
-            weights do not sum to 1.
+        ValueError: if ``likelihood`` or ``reduction`` is unknown; in ``prepare`` and ``forward``, if shapes
+            do not fit, the batch is empty, or the weights do not sum to 1.
         KeyError: in ``prepare`` and ``forward``, if the policy does not write ``loc`` and ``scale_tril``.
 
     Source: CVPO (Liu et al. 2022, arXiv 2201.11927), M-step; the decoupling is MPO's (Abdolmaleki et al.
@@ -133,8 +152,9 @@ class MStepLoss(LossModule):  # type: ignore[misc]  # TorchRL is untyped
         *,
         likelihood: Likelihood = "decoupled",
         check_weights: bool | None = None,
+        reduction: Reduction = "mean",
     ) -> None:
-        super().__init__()
+        super().__init__(reduction)
         if likelihood not in get_args(Likelihood):
             raise ValueError(f"likelihood={likelihood!r} is not one of {', '.join(get_args(Likelihood))}")
         self.likelihood, self.check_weights = likelihood, check_weights
@@ -145,22 +165,7 @@ class MStepLoss(LossModule):  # type: ignore[misc]  # TorchRL is untyped
         self.policy_params.to_module(policy)
         self._policy_modules = [m for m in policy.modules() if m._parameters or m._buffers]
         self.register_buffer("_combination", combination(next(policy.parameters())), persistent=False)
-
-    @property
-    def synchronizes(self) -> bool:
-        """Whether `prepare` makes the host wait for a GPU."""
-        return bool(self.check_weights)
-
-    @property
-    def in_keys(self) -> list[NestedKey]:
-        """Entries that a batch must have; the old Gaussian of the particles is optional."""
-        names = self.tensor_keys
-        return [*self.policy.in_keys, names.particle_action, names.particle_weight]
-
-    @property
-    def out_keys(self) -> list[NestedKey]:
-        """Entries returned."""
-        return [
+        self.out_keys = [
             "loss_policy",
             "loss_trust_region",
             "kl_mean",
@@ -174,8 +179,16 @@ class MStepLoss(LossModule):  # type: ignore[misc]  # TorchRL is untyped
             "entropy",
         ]
 
-    def _forward_value_estimator_keys(self, **kwargs: NestedKey) -> None:
-        """No value estimator is involved."""
+    @property
+    def synchronizes(self) -> bool:
+        """Whether `prepare` makes the host wait for a GPU."""
+        return bool(self.check_weights)
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """Entries that a batch must have; the old Gaussian of the particles is optional."""
+        names = self.tensor_keys
+        return [*self.policy.in_keys, names.particle_action, names.particle_weight]
 
     def prepare(self, tensordict: TensorDictBase) -> TensorDict:
         """Compute what the gradient steps on one set of particles share.
@@ -217,28 +230,41 @@ class MStepLoss(LossModule):  # type: ignore[misc]  # TorchRL is untyped
             raise ValueError(
                 f"the old policy's loc {tuple(old.loc.shape)} does not fit the policy's {tuple(loc.shape)}"
             )
-        fit_mean, fit_cov, kl_mean, kl_cov, entropy = decoupled_terms(old, loc, scale_tril)
-        if self.likelihood == "decoupled":
-            fit = fit_mean + fit_cov
-        else:
-            fit = joint_log_likelihood(old, fit_cov, loc, scale_tril)
-        terms: TrustRegionTerms = self.trust_region(kl_mean, kl_cov)
+        means, fit = self._fit(old, loc, scale_tril)
+        terms: TrustRegionTerms = self.trust_region(means.kl_mean, means.kl_cov)
+        loss = terms.penalty - fit
         return TensorDict(
             {
-                "loss_policy": terms.penalty - fit,
+                "loss_policy": loss.sum() if self.reduction == "sum" else loss,
                 "loss_trust_region": terms.dual_loss,
-                "kl_mean": kl_mean.detach(),
-                "kl_cov": kl_cov.detach(),
+                "kl_mean": means.kl_mean.detach(),
+                "kl_cov": means.kl_cov.detach(),
                 "alpha_mean": terms.alpha_mean,
                 "alpha_cov": terms.alpha_cov,
                 "alpha_capped": terms.capped,
-                "log_likelihood_mean": fit_mean.detach(),
-                "log_likelihood_cov": fit_cov.detach(),
-                "log_likelihood": fit.detach(),
-                "entropy": entropy,
+                "log_likelihood_mean": means.fit_mean.detach(),
+                "log_likelihood_cov": means.fit_cov.detach(),
+                "log_likelihood": fit.detach().mean(),
+                "entropy": means.entropy,
             },
             [],
         )
+
+    def _fit(self, old: OldPolicy, loc: Tensor, scale_tril: Tensor) -> tuple[DecoupledTerms, Tensor]:
+        """The terms' means, and the likelihood: its mean or, for another reduction, that of each state."""
+        joint = self.likelihood == "joint"
+        if self.reduction == "mean" and (torch.compiler.is_compiling() or not transformed()):
+            means = decoupled_terms(old, loc, scale_tril)
+            fit = (
+                joint_log_likelihood(old, means.fit_cov, loc, scale_tril)
+                if joint
+                else means.fit_mean + means.fit_cov
+            )
+            return means, fit
+        states = state_terms(old, loc, scale_tril)
+        fit = states.fit_cov + (joint_term(old, loc, scale_tril) if joint else states.fit_mean)
+        means = DecoupledTerms(*(term.mean() for term in states))
+        return means, fit.mean() if self.reduction == "mean" else fit
 
     def _gaussian(self, params: TensorDictParams, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Return the policy's ``loc`` and ``scale_tril`` with these parameters; leave the input as it is."""
@@ -275,8 +301,9 @@ class MStepLoss(LossModule):  # type: ignore[misc]  # TorchRL is untyped
                 f"particles of shape action [..., K, a], weight [..., K] are needed for an old policy with "
                 f"loc {tuple(loc.shape)}, got {tuple(action.shape)} and {tuple(weight.shape)}"
             )
+        require_states(weight.shape[:-1], "the batch of particles")
         check = self.check_weights if self.check_weights is not None else weight.device.type == "cpu"
-        if check:
+        if check and not torch.compiler.is_compiling() and not transformed():
             error = float((weight.sum(-1) - 1.0).abs().max())
             if not error <= 1e-3:  # also catches NaN
                 raise ValueError(

@@ -1,6 +1,7 @@
-"""Pure functions that every part may use: aggregates, bounds, cost budget, Gaussian KL, networks."""
+"""Pure functions that every part may use: aggregates, bounds, cost budget, Gaussian KL, losses, networks."""
 
 from safe_components.ops.aggregate import Aggregate, aggregate
+from safe_components.ops.base_loss import BaseLoss, Reduction, reduced, require_states, transformed
 from safe_components.ops.bounds import action_bounds, episode_limits, q_limits
 from safe_components.ops.cost_budget import q_cost_limit
 from safe_components.ops.gaussian_kl import gaussian_kl
@@ -8,6 +9,8 @@ from safe_components.ops.networks import network_outputs, single_network, swappe
 
 __all__ = [
     "Aggregate",
+    "BaseLoss",
+    "Reduction",
     "action_bounds",
     "aggregate",
     "episode_limits",
@@ -15,6 +18,9 @@ __all__ = [
     "network_outputs",
     "q_cost_limit",
     "q_limits",
+    "reduced",
+    "require_states",
     "single_network",
     "swapped",
+    "transformed",
 ]

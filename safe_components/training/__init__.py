@@ -2,6 +2,7 @@
 
 from safe_components.training import options
 from safe_components.training.averages import Averages, EpisodeStatistics, episode_summary
+from safe_components.training.checkpoint import CheckpointError, Checkpoints
 from safe_components.training.command_line import parse_config
 from safe_components.training.config import (
     config_to_dict,
@@ -31,12 +32,15 @@ from safe_components.training.options import EnvConfig, OffPolicyConfig, RecipeC
 from safe_components.training.replay import Replay
 from safe_components.training.run import Run
 from safe_components.training.settings import read_settings
+from safe_components.training.state_file import read_state, write_state
 from safe_components.training.stopwatch import Stopwatch
 from safe_components.training.task import Task
 from safe_components.training.video import record_video
 
 __all__ = [
     "Averages",
+    "CheckpointError",
+    "Checkpoints",
     "CostControl",
     "Diagnosis",
     "EnvConfig",
@@ -75,6 +79,7 @@ __all__ = [
     "plot_diagnosis",
     "read_metrics",
     "read_settings",
+    "read_state",
     "record_video",
     "require_finite",
     "require_memory",
@@ -85,4 +90,5 @@ __all__ = [
     "with_run",
     "with_value",
     "workers_ignore_interrupt",
+    "write_state",
 ]

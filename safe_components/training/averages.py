@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -41,6 +42,12 @@ class Averages:
 
     def pop(self) -> dict[str, float]:
         """Return the means since the last call as numbers; this call waits for the device."""
+        means = self.peek()
+        self._sums = {}
+        return means
+
+    def peek(self) -> dict[str, float]:
+        """Return the means since the last :meth:`pop` without beginning anew."""
         sums: dict[str, tuple[float, int]] = {}
         for (_, names), (total, count) in self._sums.items():
             numbers = iter(total.tolist())  # one transfer for values added together
@@ -49,8 +56,19 @@ class Averages:
                     column = f"{name}_{index}" if index else name
                     before, counted = sums.get(column, (0.0, 0))
                     sums[column] = before + next(numbers), counted + count
-        self._sums = {}
         return {column: total / count for column, (total, count) in sums.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums since the last :meth:`pop`."""
+        sums = [(str(device), *rest, *sum_) for (device, *rest), sum_ in self._sums.items()]
+        return {"sums": sums}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the sums."""
+        self._sums = {
+            (torch.device(device), names): (total.to(device), count)
+            for device, names, total, count in state["sums"]
+        }
 
 
 def episode_summary(
@@ -103,6 +121,19 @@ class EpisodeStatistics:
 
     def pop(self) -> dict[str, float]:
         """Return the :func:`episode_summary` of these episodes and their number, ``episodes``."""
-        table = torch.cat(self._ended)
+        summary = self.peek()
         self._ended = self._ended[:1]
+        return summary
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the reward and costs of these episodes."""
+        return {"ended": torch.cat(self._ended)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore these episodes."""
+        self._ended = [*self._ended[:1], state["ended"]]
+
+    def peek(self) -> dict[str, float]:
+        """Return the summary of :meth:`pop` without beginning anew."""
+        table = torch.cat(self._ended)
         return episode_summary(table[:, 0], table[:, 1:], self._limits) | {"episodes": float(len(table))}

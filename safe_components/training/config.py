@@ -264,8 +264,8 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
     elif not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ValueError(f"{path} is {value!r}, must be of type {hint.__name__}")
     for allowed in ranges:
-        if not allowed.holds(value):
-            raise ValueError(f"{path} is {value}, must be {allowed.words}")
+        if (words := allowed.refusal(value)) is not None:
+            raise ValueError(f"{path} is {value}, must be {words}")
     if hint is float and not math.isfinite(value):
         raise ValueError(f"{path} is {value}, must be finite")
     return value
@@ -383,7 +383,7 @@ def read_run(run_dir: Path) -> Mapping[str, Any]:
 
 
 def _settings_of(document: Mapping[str, Any], recipe: str | None, path: Path) -> Any:
-    """Return the settings of a ``config.yaml``; raise ValueError for another layout or recipe."""
+    """Return the settings of a ``config.yaml``; raise ValueError if it is cut or of another kind."""
     if (layout := document.get("layout", 1)) != LAYOUT:
         raise ValueError(
             f"{path} has layout {layout}, but this version of safe_components reads layout {LAYOUT}: "
@@ -391,6 +391,8 @@ def _settings_of(document: Mapping[str, Any], recipe: str | None, path: Path) ->
         )
     if recipe not in (None, document.get("recipe")):
         raise ValueError(f"{path} belongs to a run of {document.get('recipe')}, not of {recipe}")
+    if "versions" not in document:  # they end the file, and what is missing would be taken from the defaults
+        raise ValueError(f"{path} is cut: it does not end with the versions of the packages")
     return document.get("config")
 
 

@@ -18,6 +18,7 @@ from torchrl.envs import ObservationNorm
 
 from safe_components import keys
 from safe_components.policies import DeployedPolicy, build_policy, policy_description
+from safe_components.training.checkpoint import Checkpoints
 from safe_components.training.config import CONFIG_FILE
 from safe_components.training.options import usable_device
 from safe_components.training.state_file import read_state, write_state
@@ -80,15 +81,13 @@ class PolicyFile:
         """Write the file into the directory ``path``."""
         save_policy(path / POLICY_FILE, *self._content)
 
-    def load(self, path: Path) -> None:
-        """Load nothing: a checkpoint holds the policy and the scaling as components of their own, too."""
-
 
 def find_policy(source: Path) -> Path:
     """Return the file of the policy in a run directory (of its newest checkpoint) or in a checkpoint.
 
     Raises:
         FileNotFoundError: if there is no such directory, no checkpoint, or no policy in the checkpoint.
+        CheckpointError: if the run holds checkpoints, but none is whole.
     """
     if source.is_file():
         return source
@@ -98,13 +97,13 @@ def find_policy(source: Path) -> Path:
     if not (source / "manifest.json").is_file():
         if not (source / CONFIG_FILE).is_file():
             raise FileNotFoundError(f"{source} is not a run directory: it holds no {CONFIG_FILE}")
-        checkpoints = sorted(path for path in source.glob("checkpoint/checkpoint-*") if path.is_dir())
-        if not checkpoints:
+        newest = Checkpoints(source / "checkpoint", config=source / CONFIG_FILE).intact()
+        if newest is None:
             raise FileNotFoundError(
                 f"{source} holds no checkpoint yet: one is written every checkpoint_interval frames, and "
                 "when the run ends or is stopped with Ctrl-C"
             )
-        checkpoint = checkpoints[-1]
+        checkpoint = newest
     files = sorted(checkpoint.rglob(POLICY_FILE))
     if not files:
         raise FileNotFoundError(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -93,6 +94,16 @@ class Diagnosis:
     def after(self) -> dict[str, Tensor]:
         """Say what the policy delivers of the last promise: ``delivered_reward``, ``delivered_cost``."""
         return self._promise.keep(self.policy)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums of the calibration and the number of batches."""
+        return {"moments": None if self._moments is None else tuple(self._moments), "batches": self._batches}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        moments, device = state["moments"], next(self.policy.parameters()).device
+        self._moments = None if moments is None else CalibrationMoments(*(m.to(device) for m in moments))
+        self._batches = state["batches"]
 
     @contextmanager
     def _own_random_numbers(self, device: torch.device) -> Iterator[None]:

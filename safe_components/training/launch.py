@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import gymnasium
-from torchrl.checkpoint import CheckpointError
 
 from safe_components.envs import EnvironmentFailure
+from safe_components.training.checkpoint import CheckpointError
 from safe_components.training.command_line import C, parse_config
 
 __all__ = ["explained_errors", "launch"]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+from torchrl.checkpoint import GlobalRNGState
 
 from safe_components import keys
 from safe_components.collectors import OverlappedCollector, make_collector
+from safe_components.envs.base import ConstrainedEnv, StateError
 from safe_components.training.averages import Averages, EpisodeStatistics, episode_summary
 from safe_components.training.evaluation import evaluate
 from safe_components.training.guards import require_finite
@@ -34,7 +37,10 @@ class Loop:
                     loop.record(learner.update(replay.transitions()))
                 loop.report()
 
-    A resumed run starts new episodes, because the states of the environments are not saved.
+    A resumed run continues where its checkpoint was written: in the middle of the episodes, with the same
+    random streams. On the CPU with one thread it is the run that was never stopped, bit for bit. If the
+    environments cannot save their state, which worker processes never can, it starts new episodes and says
+    so.
 
     Args:
         run: open run.
@@ -71,6 +77,63 @@ class Loop:
         self._averages, self._episodes = Averages(), EpisodeStatistics(run.config.budget.cost_limit)
         self._since, self._owed = run.frames, 0.0
         self.episode_costs = torch.empty(0, task.num_costs)
+        self._env: Any = None
+        self._collector: Any = None  # of this process
+        self._reason = "worker processes collect" if workers else None  # why environments cannot be saved
+        self._restored: Mapping[str, Any] | None = None
+        run.add("loop", self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the updates owed, the averages of the next row, and the state of the environments."""
+        return {
+            "owed": self._owed,
+            "averages": self._averages.state_dict(),
+            "episodes": self._episodes.state_dict(),
+            "collection": self._collection(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned; :meth:`collect` restores the environments."""
+        self._owed = state["owed"]
+        self._averages.load_state_dict(state["averages"])
+        self._episodes.load_state_dict(state["episodes"])
+        self._restored = state["collection"]
+
+    def _collection(self) -> dict[str, Any] | None:
+        """Return the state of the environments and the step that comes next; None before collection."""
+        if self._reason is not None:
+            return {"reason": self._reason}
+        if self._collector is None:
+            return None
+        try:
+            env = self._env.base_env.get_state()
+        except StateError as error:
+            return {"reason": str(error)}
+        return {"env": env, "next": self._collector._carrier.to_dict()}
+
+    def _state_error(self) -> str | None:
+        env = self._env.base_env
+        if not isinstance(env, ConstrainedEnv):
+            return f"{type(env).__name__} cannot save the state of its environments"
+        return env.state_error()
+
+    def _continue_episodes(self) -> None:
+        """Bring new environments to the state of the checkpoint, or tell why they start new episodes."""
+        saved, self._restored = self._restored, None
+        if saved is None:  # the run is new, or it was stopped before the first batch
+            return
+        reason = self._reason or saved.get("reason")
+        if reason is None:
+            try:
+                self._env.base_env.set_state(saved["env"])
+            except StateError as error:
+                reason = str(error)
+        if reason is not None:
+            print(f"new episodes start at frame {self.run.frames}: {reason}")
+            return
+        carrier = self._collector._carrier
+        self._collector._carrier = TensorDict(saved["next"], carrier.batch_size, carrier.device)
+        self.run.restore_random_state()
 
     def warm_up(self, least_steps: int = 2) -> TensorDictBase:
         """Return steps ``[N, T]`` of random actions, whose statistics scale all observations.
@@ -97,11 +160,13 @@ class Loop:
             FloatingPointError: if an entry is not finite.
         """
         run, task = self.run, self.task
+        if run.finished:  # it was stopped during the random steps
+            return
         seed = run.config.run.seed + run.frames
         with run.watch("collecting"):
             if self._workers:
                 with workers_ignore_interrupt():
-                    collector = OverlappedCollector(
+                    collector: Any = OverlappedCollector(
                         task.worker_env(self._workers),
                         self._acting,
                         frames_per_batch=self._frames_per_batch,
@@ -109,8 +174,10 @@ class Loop:
                         seed=seed,
                     )
             else:
-                collector = make_collector(
-                    lambda: task.training_env(seed),
+                self._env = task.training_env(seed)
+                self._reason = self._state_error()
+                self._collector = collector = make_collector(
+                    lambda: self._env,
                     self._acting,
                     frames_per_batch=self._frames_per_batch,
                     policy_device=task.device,
@@ -118,6 +185,7 @@ class Loop:
                 )
         run.on_exit(collector.shutdown)
         self._eval_env = task.evaluation_env()
+        self._continue_episodes()
         for batch in run.watch.each("collecting", collector):
             self._take(batch := batch.to(task.env_device))
             yield batch
@@ -153,16 +221,26 @@ class Loop:
             FloatingPointError: if a metric is not finite.
         """
         run, settings = self.run, self.run.config.run
-        if run.due(settings.log_interval, self._since) or run.finished:
-            learned = self._averages.pop()
+        due = run.due(settings.log_interval, self._since)
+        if due or run.finished:
+            learned = self._averages.peek()
             require_finite(learned, f"frame {run.frames}")
-            row = self._episodes.pop() | learned
-            due = run.due(settings.eval_interval, self._since)
-            if settings.eval_interval and (due or run.finished):
-                with run.watch("evaluating"):
-                    ended = evaluate(self.policy, self._eval_env, settings.eval_episodes, seed=settings.seed)
-                limits = run.config.budget.cost_limit
-                row |= episode_summary(ended["reward"], ended["cost"], limits, "eval")
-            run.log(row, shown=("episode_reward", "episode_cost", *shown))
+            row = self._episodes.peek() | learned
+            if due:
+                self._averages.pop()
+                self._episodes.pop()
+            evaluated = run.due(settings.eval_interval, self._since)
+            if settings.eval_interval and (evaluated or run.finished):
+                row |= self._evaluate()
+            run.log(row, shown=("episode_reward", "episode_cost", *shown), extra=not due)
         if run.due(settings.checkpoint_interval, self._since):
             run.save()
+
+    def _evaluate(self) -> dict[str, float]:
+        """Evaluate the policy, without a trace in the random streams of training."""
+        run, settings = self.run, self.run.config.run
+        streams, before = GlobalRNGState(), GlobalRNGState().state_dict()
+        with run.watch("evaluating"):
+            ended = evaluate(self.policy, self._eval_env, settings.eval_episodes, seed=settings.seed)
+        streams.load_state_dict(before)
+        return episode_summary(ended["reward"], ended["cost"], run.config.budget.cost_limit, "eval")

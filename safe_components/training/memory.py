@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from safe_components.training.options import OffPolicyConfig
+from safe_components.training.options import CollectConfig, OffPolicyConfig, RecipeConfig
 from safe_components.training.task import Task
 
 __all__ = ["available_bytes", "memory_needed", "require_memory"]
@@ -21,7 +22,7 @@ _CPU_NUMBERS = 256 * 256
 
 
 def memory_needed(
-    config: OffPolicyConfig,
+    config: RecipeConfig,
     *,
     observation_dim: int,
     action_dim: int,
@@ -31,10 +32,12 @@ def memory_needed(
 ) -> dict[str, int]:
     """Estimate the bytes that each part of a run needs.
 
-    The estimate is exact for the buffers, close for the networks, and an upper bound for an update.
+    The estimate is exact for the buffers, close for the networks, and an upper bound for an update. For a
+    recipe without a replay buffer it covers the batch alone.
 
         buffer     transitions (8 o + 4 a + 4 m + 21),  with window: transitions (4 o + 8) more
         networks   5 (4 bytes) parameters: weights, gradients, Adam's two moments, targets
+        batch      the steps that are collected with one policy, or at random
         update     the activations of the particles' scores and of a critics' step, and the E-step's float64
 
     Args:
@@ -46,9 +49,21 @@ def memory_needed(
         window: frames of a second buffer that holds observations only; None if there is no such buffer.
 
     Returns:
-        The bytes of ``buffer``, ``networks`` and ``update``.
+        The bytes of ``buffer``, ``networks``, ``update`` and ``batch``.
     """
     o, a, m = observation_dim, action_dim, num_costs
+    needed = _learner_needs(config, o, a, m, particles, window) if isinstance(config, OffPolicyConfig) else {}
+    collect: CollectConfig | None = getattr(config, "collect", None)
+    if collect is not None:
+        steps = max(collect.frames_per_batch, collect.warmup_frames) // config.env.frame_skip
+        # Both observations, the action and its distribution, rewards, costs and their sums; counts and flags.
+        needed["batch"] = steps * (_FLOAT * (2 * o + 2 * a + a * a + 3 * (1 + m)) + 2 * _LONG + 6 * _BOOL)
+    return needed
+
+
+def _learner_needs(
+    config: OffPolicyConfig, o: int, a: int, m: int, particles: int, window: int | None
+) -> dict[str, int]:
     # Both observations, the action, the reward and the costs; step count and index; the termination flag.
     row = _FLOAT * (2 * o + a + 1 + m) + 2 * _LONG + _BOOL
     frame_skip = config.env.frame_skip
@@ -82,7 +97,7 @@ def memory_needed(
 
 
 def require_memory(
-    config: OffPolicyConfig, task: Task, *, particles: int = 0, window: int | None = None
+    config: RecipeConfig, task: Task, *, particles: int = 0, window: int | None = None
 ) -> None:
     """Raise ValueError if the memory of the device is too small for the run.
 
@@ -106,18 +121,26 @@ def require_memory(
     total, there = sum(needed.values()), available_bytes(task.device)
     if there is None or total <= there:
         return
-    hidden = f"critics.hidden_sizes {' '.join(map(str, config.critics.hidden_sizes))}"
-    settings = {
-        "buffer": f"replay.size {config.replay.size}",
-        "networks": hidden,
-        "update": f"replay.batch_size {config.replay.batch_size}"
-        + (f", estep.num_particles {particles}" if particles else "")
-        + f", {hidden}",
-    }
-    parts = "; ".join(f"{part} {size:,} ({settings[part]})" for part, size in needed.items())
+    parts = "; ".join(
+        f"{part} {size:,} ({_settings_of(config, part, particles)})" for part, size in needed.items()
+    )
     raise ValueError(
         f"the run needs {total:,} bytes of memory on {task.device}, where {there:,} are free: {parts}"
     )
+
+
+def _settings_of(config: Any, part: str, particles: int) -> str:
+    """Return the settings that determine the size of a part, with their values."""
+    if part == "batch":
+        collected, random = config.collect.frames_per_batch, config.collect.warmup_frames
+        return f"collect.frames_per_batch {collected}, collect.warmup_frames {random}"
+    if part == "buffer":
+        return f"replay.size {config.replay.size}"
+    hidden = f"critics.hidden_sizes {' '.join(map(str, config.critics.hidden_sizes))}"
+    if part == "networks":
+        return hidden
+    scored = f", estep.num_particles {particles}" if particles else ""
+    return f"replay.batch_size {config.replay.batch_size}{scored}, {hidden}"
 
 
 def available_bytes(device: torch.device, proc: Path = Path("/proc")) -> int | None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torchrl.record.loggers import get_logger
 
@@ -22,12 +25,22 @@ class MetricsWriter:
         loggers: any of "tensorboard", "wandb", "mlflow" (TorchRL's loggers).
         keep_until: number of frames after which existing rows are dropped. A resumed run passes the frames of
             its checkpoint, because it collects the later frames again.
+        expected: number of rows up to there. If the file holds another number, it was damaged: it is kept
+            under another name, and the rows that can be read are continued. None checks nothing.
+        say: function that is told about rows that are missing, damaged or dropped.
 
     Raises:
         ImportError: if a logger's package is not installed; the message names the extra.
     """
 
-    def __init__(self, directory: Path, loggers: Sequence[str] = (), keep_until: float = math.inf) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        loggers: Sequence[str] = (),
+        keep_until: float = math.inf,
+        expected: int | None = None,
+        say: Callable[[str], object] = print,
+    ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / "metrics.csv"
         self._loggers = []
@@ -39,16 +52,33 @@ class MetricsWriter:
                     f"the {name} logger is not installed: pip install 'safe_components[{name}]'"
                 ) from error
         self._columns: list[str] = []
-        if self.path.is_file():
-            self._keep(keep_until)
+        self._continue(keep_until, expected, say)
         self._file = self.path.open("a", newline="", encoding="utf-8")
 
-    def _keep(self, frames: float) -> None:
-        with self.path.open(newline="", encoding="utf-8") as file:
+    def _continue(self, frames: float, expected: int | None, say: Callable[[str], object]) -> None:
+        """Keep the rows up to ``frames``, and tell about all other rows and about those that are missing."""
+        if not self.path.is_file():
+            if expected:
+                say(f"{self.path} is missing: its {expected} rows up to frame {frames:g} are lost")
+            return
+        with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
             table = list(csv.DictReader(file))
-        # If the process was killed while writing, the last row may be cut short. Its missing cells are None.
-        whole = [row for row in table if None not in row.values()]
-        self._rewrite([row for row in whole if float(row["frames"]) <= frames])
+        whole = [row for row in table if _is_whole(row)]
+        kept = [row for row in whole if float(row["frames"]) <= frames]
+        # If the process was killed while writing, the last row may be cut short.
+        torn = sum(not _is_whole(row) for row in table[:-1])
+        if torn or (expected is not None and len(kept) != expected):
+            copy = _free_name(self.path.with_name("metrics.damaged.csv"))
+            shutil.copyfile(self.path, copy)
+            of = "" if expected is None else f" of {expected}"
+            say(
+                f"{self.path} is damaged: {len(kept)}{of} rows up to frame {frames:g} can be read and are "
+                f"continued; the damaged file is kept as {copy.name}"
+            )
+        elif dropped := len(whole) - len(kept):
+            rows = "1 row" if dropped == 1 else f"{dropped} rows"
+            say(f"{rows} of {self.path} after frame {frames:g} dropped: these frames are collected again")
+        self._rewrite(kept)
 
     def _rewrite(self, rows: Sequence[Mapping[str, str]]) -> None:
         self._columns = list(dict.fromkeys([*(rows[0] if rows else ()), *self._columns]))
@@ -79,7 +109,24 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flush and close the file and the loggers."""
-        self._file.close()
-        for logger in self._loggers:
-            if hasattr(logger.experiment, "close"):
-                logger.experiment.close()
+        try:
+            self._file.close()
+        finally:
+            for logger in self._loggers:
+                if hasattr(logger.experiment, "close"):
+                    logger.experiment.close()
+
+
+def _is_whole(row: Mapping[str | None, Any]) -> bool:
+    """Return whether every cell of a row is a number or empty, and ``frames`` is a number."""
+    if None in row or None in row.values() or not row.get("frames"):
+        return False
+    try:
+        return all(cell == "" or math.isfinite(float(cell)) for cell in row.values())
+    except ValueError:
+        return False
+
+
+def _free_name(path: Path) -> Path:
+    numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
+    return next(name for name in itertools.chain([path], numbered) if not name.exists())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from safe_components import keys
@@ -91,17 +91,44 @@ class Replay:
         states = transitions if self._recent is None else self._recent.sample()
         return transitions, states.select(keys.OBSERVATION)
 
-    def dump(self, path: Path) -> None:
-        """Write both buffers into the directory ``path``."""
-        self._transitions.dumps(path / "transitions")
-        if self._recent is not None:
-            self._recent.dumps(path / "recent")
+    def state_dict(self) -> dict[str, Any]:
+        """Return the stored rows of both buffers, and the steps that wait for the end of their window."""
+        return {
+            "transitions": _rows(self._transitions),
+            "recent": None if self._recent is None else _rows(self._recent),
+            "waiting": self._transitions_of.state_dict(),
+        }
 
-    def load(self, path: Path) -> None:
-        """Load both buffers from a directory that :meth:`dump` wrote."""
-        self._transitions.loads(path / "transitions")
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: if the rows do not fit into the buffers.
+        """
+        if (state["recent"] is None) != (self._recent is None):
+            raise ValueError("only one of the two runs keeps the latest states apart (replay.window)")
+        _restore(self._transitions, state["transitions"])
         if self._recent is not None:
-            self._recent.loads(path / "recent")
+            _restore(self._recent, state["recent"])
+        self._transitions_of.load_state_dict(state["waiting"])
+
+
+def _rows(buffer: TensorDictReplayBuffer) -> dict[str, Any]:
+    """Return the filled part of a buffer, without a copy, and the row that is written next."""
+    rows = buffer._storage.get(slice(0, len(buffer))).to_dict() if len(buffer) else None
+    return {"rows": rows, "next": buffer._writer._cursor}
+
+
+def _restore(buffer: TensorDictReplayBuffer, state: Mapping[str, Any]) -> None:
+    if state["rows"] is None:
+        return
+    rows = TensorDict(state["rows"]).auto_batch_size_(1)
+    size = buffer._storage.max_size
+    if len(rows) > size:
+        raise ValueError(f"the checkpoint holds {len(rows)} rows, but the buffer has room for {size}")
+    buffer.empty()
+    buffer.extend(rows)
+    buffer._writer._cursor = state["next"]
 
 
 def _buffer(size: int, batch_size: int, device: torch.device | str) -> TensorDictReplayBuffer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import itertools
 import math
 import platform
@@ -10,18 +11,18 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
-import torch
 import yaml
-from torchrl.checkpoint import Checkpoint, CheckpointRotation, GlobalRNGState
+from torchrl.checkpoint import GlobalRNGState
 from tqdm import tqdm
 
 from safe_components.policies import policy_description
+from safe_components.training.checkpoint import CheckpointError, Checkpoints
 from safe_components.training.config import CONFIG_FILE, LAYOUT, config_to_dict
 from safe_components.training.curves import plot_curves, plot_diagnosis, read_metrics
 from safe_components.training.deploy import PolicyFile
@@ -53,13 +54,15 @@ class _Clock:
     frames: int = 0
     updates: int = 0
     wall_seconds: float = 0.0
+    rows: int = 0  # those that a resumed run keeps, and the frames of the last one
+    row_frames: int = 0
 
     def state_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.frames, self.updates = int(state["frames"]), int(state["updates"])
-        self.wall_seconds = float(state["wall_seconds"])
+        for name, value in self.state_dict().items():
+            setattr(self, name, type(value)(state[name]))
 
 
 class Run:
@@ -69,8 +72,7 @@ class Run:
 
     - ``config.yaml``: the settings and the package versions.
     - ``metrics.csv``: one row per iteration.
-    - ``checkpoint/``: the two newest checkpoints in TorchRL's ``Checkpoint`` format. Each is written under
-      another name and then renamed, so a killed process never leaves half a checkpoint.
+    - ``checkpoint/``: the two newest checkpoints (see `Checkpoints`).
     - ``curves.png``: the learning curves; CVPO adds ``diagnosis.png`` (docs/diagnosis.md).
     - one directory per logger.
 
@@ -82,8 +84,9 @@ class Run:
             ``config.run.run_dir`` is the directory to create. If both are None, a new directory below
             ``runs`` is created.
         **components: contents of a checkpoint by name: modules, optimizers, buffers, or any other object with
-            ``state_dict`` or ``dump``. The states of the random generators, the frames, the updates and the
-            wall time are added.
+            ``state_dict`` and ``load_state_dict``. The states of the random generators, the frames, the
+            updates and the wall time are added. An object with ``dump(path)`` instead writes files of its
+            own, which are part of a checkpoint but are not loaded.
 
     Attributes:
         watch: stopwatch that divides the time between two rows among the phases ``collecting``,
@@ -93,10 +96,12 @@ class Run:
     Raises:
         FileExistsError: if ``config.run.run_dir`` already holds a run.
         FileNotFoundError: if ``config.run.resume`` holds no run.
-        torchrl.checkpoint.CheckpointError: if a checkpoint does not fit the components.
+        BlockingIOError: if another process uses the directory.
+        ValueError: if the run to continue has already collected more frames than ``config.run.total_frames``.
+        CheckpointError: if a run is continued without a checkpoint that is whole and fits the components.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> from safe_components.training import RunConfig
         >>> directory = Path(tempfile.mkdtemp()) / "run"
         >>> settings = RunConfig(run_dir=directory, total_frames=100, loggers=(), progress=False)
@@ -110,25 +115,24 @@ class Run:
 
     def __init__(self, config: RecipeConfig, **components: Any) -> None:
         self.config = config
-        self._clock = _Clock()
+        self._clock, self._rng = _Clock(), GlobalRNGState()
         if {"policy", "norm"} <= components.keys():
             components |= _policy_file(config, **components)
-        self._checkpoint = Checkpoint(clock=self._clock, rng=GlobalRNGState(), **components)
+        self._components = {"clock": self._clock, "rng": self._rng, **components}
         self._saved_at = -1
+        self._loaded: Path | None = None
         self._stop, self._exits = StopRequest(), ExitStack()
         settings = config.run
-        resumed = settings.resume and nullcontext(settings.resume)
-        with resumed or _new_directory(config) as directory:
+        resumed = settings.resume and _existing_directory(settings.resume)
+        with resumed or _new_directory(config) as (directory, self._lock):
             self.directory = directory
-            # Two checkpoints are kept, because a full disk or a crash may damage the newest.
-            self._rotation = CheckpointRotation(directory / "checkpoint", keep_last=2)
-            if settings.resume is not None and self._rotation.latest() is not None:
-                device = torch.device(settings.device)
-                self._rotation.load_latest(
-                    self._checkpoint, map_location=None if device.type == "cpu" else device
-                )
-                self._saved_at = self.frames
-            self._metrics = MetricsWriter(directory, settings.loggers, keep_until=self.frames)
+            self._checkpoints = Checkpoints(directory / "checkpoint", config=directory / CONFIG_FILE)
+            self._checkpoints.clean()
+            if settings.resume is not None:
+                self._load()
+            self._metrics = MetricsWriter(
+                directory, settings.loggers, keep_until=self._clock.row_frames, expected=self._clock.rows
+            )
         self._bar = tqdm(
             total=settings.total_frames,
             initial=min(self.frames, settings.total_frames),
@@ -139,6 +143,38 @@ class Run:
         self.watch = Stopwatch("learning", "collecting", "evaluating", "saving", "logging")
         self._started = time.monotonic() - self._clock.wall_seconds
         self._last = (self.frames, self._clock.wall_seconds)
+
+    def _load(self) -> None:
+        self._loaded = self._checkpoints.load(self._components)
+        if self._loaded is None:
+            interval = self.config.run.checkpoint_interval
+            raise CheckpointError(
+                f"{self.directory} holds no checkpoint: the run ended before its first one (one is written "
+                f"every {interval} frames); start it again with --config {self.directory / CONFIG_FILE}"
+            )
+        if self.frames > (total := self.config.run.total_frames):
+            raise ValueError(
+                f"total_frames is {total}, but {self.directory} has already collected {self.frames} frames: "
+                "pass --total-frames with at least as many"
+            )
+        self._saved_at = self.frames
+
+    def add(self, name: str, component: Any) -> bool:
+        """Add a component to the checkpoints; restore it if the run was resumed.
+
+        Returns:
+            Whether it was restored.
+        """
+        self._components[name] = component
+        if self._loaded is None:
+            return False
+        self._checkpoints.restore(self._loaded, {name: component})
+        return True
+
+    def restore_random_state(self) -> None:
+        """Set the random generators as they were at the checkpoint from which the run was resumed."""
+        if self._loaded is not None:
+            self._checkpoints.restore(self._loaded, {"rng": self._rng})
 
     @property
     def frames(self) -> int:
@@ -165,14 +201,14 @@ class Run:
         self._clock.updates += 1
 
     def on_exit(self, callback: Callable[[], object]) -> None:
-        """Register ``callback`` to be called when the context ends, before anything is saved."""
+        """Register ``callback`` to be called when the context ends, after the last checkpoint."""
         self._exits.callback(callback)
 
     def due(self, interval: int, since: int) -> bool:
         """Tell whether a multiple of ``interval`` frames was reached after ``since`` frames; false for 0."""
         return interval > 0 and self.frames // interval > since // interval
 
-    def log(self, metrics: Mapping[str, float], shown: tuple[str, ...] = ()) -> None:
+    def log(self, metrics: Mapping[str, float], shown: tuple[str, ...] = (), *, extra: bool = False) -> None:
         """Write a row of the run's progress, the time of each phase since the last row, and ``metrics``.
 
         The row also holds ``frames``, ``updates``, ``wall_seconds``, ``frames_per_second`` and the phases of
@@ -181,6 +217,8 @@ class Run:
         Args:
             metrics: numbers by name; NaN is written as an empty cell.
             shown: names of the metrics that the progress bar shows.
+            extra: whether the row is only due because the run stops here. A resumed run drops it, so its rows
+                are those of a run that was never stopped.
         """
         with self.watch("logging"):
             seconds = self.watch.pop()
@@ -196,16 +234,22 @@ class Run:
                 **{f"seconds_{phase}": value for phase, value in sorted(seconds.items())},
             }
             self._metrics.write({**progress, **metrics})
+            if not extra:
+                self._clock.rows, self._clock.row_frames = self._clock.rows + 1, self.frames
             known = {key: metrics[key] for key in shown if not math.isnan(metrics.get(key, math.nan))}
             self._bar.set_postfix({key.removeprefix("episode_"): f"{known[key]:.3g}" for key in known})
 
     def save(self) -> Path:
-        """Write a checkpoint of every component and return its path."""
+        """Write a checkpoint of every component and return its path.
+
+        Raises:
+            OSError: if it cannot be written. The checkpoint before it is kept.
+        """
         self._clock.wall_seconds = time.monotonic() - self._started
-        self._saved_at = self.frames
         with self.watch("saving"):
-            path: Path = self._rotation.save(self._checkpoint, step=self.frames)
-            return path
+            path = self._checkpoints.save(self.frames, self._components)
+        self._saved_at = self.frames
+        return path
 
     def draw(self) -> None:
         """Draw ``curves.png`` from the rows written so far, and ``diagnosis.png`` if they hold one."""
@@ -223,21 +267,34 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._exits.close()
         try:
-            if error is None and self.frames != self._saved_at:
-                self.save()
-            self.draw()
+            with self._exits:  # the state of the environments is saved before they are closed
+                if error is None and self.frames != self._saved_at:
+                    self.save()
+        except BaseException as late:
+            error = late
+            raise
         finally:
-            self._bar.close()
-            self._metrics.close()
-            self._stop.__exit__(kind, error, trace)
+            self._close(error)
+
+    def _close(self, error: BaseException | None) -> None:
+        """Draw the curves and close the files; tell where the run ended if an error ended it."""
+        failed = []
+        for step in (self.draw, self._bar.close, self._metrics.close):
+            try:
+                step()
+            except Exception as late:  # after an error, such as a full disk, the first error is what counts
+                failed.append(late)
+        self._stop.__exit__(None, None, None)
+        self._lock.close()
         if error is not None:
-            kept = self._rotation.latest()
+            kept = self._checkpoints.latest()
             print(
                 f"stopped by {type(error).__name__} at {self.frames} frames and {self.updates} updates; "
                 + (f"the last checkpoint is kept: {kept}" if kept else "no checkpoint had been written yet")
             )
+        elif failed:
+            raise failed[0]
 
 
 def _policy_file(config: RecipeConfig, policy: Any, norm: Any, **_: Any) -> dict[str, PolicyFile]:
@@ -255,7 +312,35 @@ def _policy_file(config: RecipeConfig, policy: Any, norm: Any, **_: Any) -> dict
 
 
 @contextmanager
-def _new_directory(config: RecipeConfig) -> Iterator[Path]:
+def _existing_directory(directory: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """Lock the directory of a run, and release it if the run cannot start."""
+    lock = _locked(directory)
+    try:
+        yield directory, lock
+    except BaseException:
+        lock.close()
+        raise
+
+
+def _locked(directory: Path) -> BinaryIO:
+    """Return the open and locked ``config.yaml`` of a run; closing it, or the end of the process, unlocks it.
+
+    Raises:
+        BlockingIOError: if it is locked.
+    """
+    file = (directory / CONFIG_FILE).open("r+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise BlockingIOError(
+            f"{directory} is in use: another process trains there; wait for its end, or stop it first"
+        ) from None
+    return file
+
+
+@contextmanager
+def _new_directory(config: RecipeConfig) -> Iterator[tuple[Path, BinaryIO]]:
     """Make a run's directory and its ``config.yaml``, and remove both if the run cannot start.
 
     The file is created exclusively, so only one of several processes can get the same directory.
@@ -273,7 +358,8 @@ def _new_directory(config: RecipeConfig) -> Iterator[Path]:
     try:
         with file:
             file.write(document)
-        yield directory
+        with _existing_directory(directory) as made:
+            yield made
     except BaseException:
         path.unlink()
         if is_new:

@@ -77,6 +77,8 @@ def write_state(path: Path, state: Any) -> None:
         file.write(text)
         for name in order:
             rows = names[name].detach().cpu().contiguous().reshape(-1)
+            if rows.stride(0) != 1:  # a single number counts as contiguous with any stride
+                rows = rows.clone(memory_format=torch.preserve_format).as_strided((len(rows),), (1,))
             file.write(rows.view(torch.uint8).numpy().data)
 
 

@@ -24,7 +24,7 @@ from safe_components.critics import (
     TDLoss,
     n_step_transform,
 )
-from safe_components.policies import gaussian_policy
+from safe_components.policies import deterministic_policy, gaussian_policy, tanh_gaussian_policy
 
 GAMMA = 0.9
 STATES = torch.eye(2, dtype=torch.float64)
@@ -507,3 +507,91 @@ def test_the_smoothed_action_is_seen_by_every_signal():
     targets = loss.targets(batch)
     for target, slope in zip(targets, (1.0, 2.0), strict=True):
         torch.testing.assert_close(target, batch["next", "reward"] + slope * 1.5, **ROUNDING)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("kind", [gaussian_policy, tanh_gaussian_policy, deterministic_policy])
+def test_what_follows_a_terminal_state_may_be_nan(kind, samples):
+    """Policy, critic and target see none of it, and the other transitions' targets stay as they are."""
+    if kind is deterministic_policy and samples > 1:
+        pytest.skip("has no distribution to draw from")
+    torch.manual_seed(0)
+    policy = kind(3, [-1.0, -1.0], [1.0, 1.0], hidden_sizes=(8,))
+    critic = ConstrainedQEnsemble(3, 2, 2, 1, hidden_sizes=(8,))
+    entropy = 0.1 if kind is tanh_gaussian_policy else 0.0
+    loss = TDLoss(critic, policy, num_action_samples=samples, entropy_coef=entropy)
+    SoftUpdate(loss, tau=0.1)
+    following = TensorDict(
+        observation=torch.randn(4, 3),
+        reward=torch.ones(4, 1),
+        cost=torch.ones(4, 1),
+        terminated=torch.tensor([[True], [False], [True], [False]]),
+        batch_size=4,
+    )
+    batch = TensorDict(observation=torch.randn(4, 3), action=torch.randn(4, 2), next=following, batch_size=4)
+    damaged = batch.clone()
+    damaged["next", "observation"][::2] = torch.nan
+    targets = []
+    for data in (batch, damaged):
+        torch.manual_seed(1)
+        targets.append(loss.targets(data))
+    torch.testing.assert_close(*targets, rtol=0, atol=0)
+    assert all(target[::2].eq(1.0).all() for target in targets[1])
+    assert bool(damaged["next", "observation"][0].isnan().all())  # the batch is left as it was
+    assert bool(loss(damaged)["loss_q"].isfinite())
+
+
+def test_a_signal_that_bootstraps_the_terminal_state_reads_it():
+    torch.manual_seed(0)
+    signals = (REWARD_SIGNAL, Signal(keys.COST, aggregate="mean", bootstrap_terminal=True))
+    critic = ConstrainedQEnsemble(3, 2, 2, 1, hidden_sizes=(8,))
+    policy = deterministic_policy(3, [-1.0, -1.0], [1.0, 1.0], hidden_sizes=(8,))
+    loss = TDLoss(critic, policy, signals, gamma=GAMMA)
+    SoftUpdate(loss, tau=0.1)
+    following = TensorDict(
+        observation=torch.randn(4, 3),
+        reward=torch.ones(4, 1),
+        cost=torch.ones(4, 1),
+        terminated=torch.ones(4, 1, dtype=torch.bool),
+        batch_size=4,
+    )
+    batch = TensorDict(observation=torch.zeros(4, 3), action=torch.zeros(4, 2), next=following, batch_size=4)
+    reward, cost = loss.targets(batch)
+    assert reward.eq(1.0).all()
+    with torch.no_grad():
+        action = policy.module[0](following["observation"])
+        expected = 1.0 + GAMMA * critic(following["observation"], action)[1].mean(0)
+    torch.testing.assert_close(cost, expected)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_importance_weights_that_are_all_zero_give_a_loss_of_zero(reduction):
+    torch.manual_seed(0)
+    critic = ConstrainedQEnsemble(3, 2, 2, 1, hidden_sizes=(8,))
+    policy = deterministic_policy(3, [-1.0, -1.0], [1.0, 1.0], hidden_sizes=(8,))
+    loss = TDLoss(critic, policy, reduction=reduction)
+    SoftUpdate(loss, tau=0.1)
+    following = TensorDict(
+        observation=torch.randn(4, 3),
+        reward=torch.ones(4, 1),
+        cost=torch.ones(4, 1),
+        terminated=torch.zeros(4, 1, dtype=torch.bool),
+        batch_size=4,
+    )
+    batch = TensorDict(observation=torch.randn(4, 3), action=torch.randn(4, 2), next=following, batch_size=4)
+    weighted = {}
+    for weight in (torch.zeros(4), torch.tensor([0.0, 2.0, 0.5, 0.0])):
+        batch["_weight"] = weight
+        value = loss(batch)["loss_q"]
+        value.sum().backward()
+        weighted[float(weight.sum())] = value.detach()
+        if not weight.any():
+            assert not value.any()
+            assert not any(parameter.grad.any() for parameter in loss.parameters())
+    single = TDLoss(critic, policy, reduction="none")
+    SoftUpdate(single, tau=0.1)
+    each = single(batch)["loss_q"].detach()
+    total = each.sum() / 2.5 if reduction == "mean" else each.sum() if reduction == "sum" else each
+    torch.testing.assert_close(weighted[2.5], total)
+    assert bool(each[1] > 0)
+    assert not bool(each[0])

@@ -200,3 +200,12 @@ def test_bad_input_is_named(parts):
         ParticleSampler(policy, lambda o, a: critic(o, a)[1], 8)(states())
     with pytest.raises(ValueError, match=r"costs as \[E, B, K, m\].*\(4, 8\)"):
         ParticleSampler(policy, lambda o, a: (critic(o, a)[0], a.sum(-1)), 8)(states())
+
+
+def test_an_empty_batch_is_named():
+    policy = TensorDictModule(
+        lambda o: (o, torch.eye(2).expand(*o.shape, 2)), ["observation"], ["loc", "scale_tril"]
+    )
+    sampler = ParticleSampler(policy, lambda o, a: a.sum(-1, keepdim=True).unsqueeze(0), 4)
+    with pytest.raises(ValueError, match=r"observation of shape \(0,\) holds no state"):
+        sampler(TensorDict(observation=torch.zeros(0, 2), batch_size=[0]))

@@ -259,3 +259,83 @@ def test_unchecked_and_fixed_is_the_same():
     torch.testing.assert_close(
         fixed["particles", "weight"], EStepProjector(0.1, 1.9)(batch())["particles", "weight"]
     )
+
+
+@pytest.mark.parametrize("m", [0, 1, 2])
+def test_each_leading_index_is_a_problem_of_its_own(m):
+    data = [batch(m, seed=seed) for seed in range(3)]
+    together = EStepProjector(0.1, [1.9] * m)
+    stacked = torch.stack(data).reshape(3, 20)
+    for _ in range(2):  # cold, then warm
+        weight = together(stacked)["particles", "weight"]
+        for i, each in enumerate(data):
+            alone = EStepProjector(0.1, [1.9] * m)
+            torch.testing.assert_close(weight[i], alone(each)["particles", "weight"], rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(together.lam[i], alone.lam, rtol=1e-6, atol=1e-9)
+    assert together.eta.shape == (3,)
+    assert int(together.solution.iterations.sum()) == 3  # from the multipliers of the first call
+    single = together(data[0])["particles", "weight"]  # another number of problems starts cold
+    torch.testing.assert_close(single, EStepProjector(0.1, [1.9] * m)(data[0])["particles", "weight"])
+    assert together.eta.shape == ()
+
+
+def test_multipliers_of_several_problems_are_in_the_checkpoint():
+    first, second = EStepProjector(0.1, [1.9]), EStepProjector(0.1, [1.9])
+    stacked = torch.stack([batch(seed=seed) for seed in range(3)])
+    first(stacked)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second.eta, first.eta)
+    second(stacked)
+    assert int(second.solution.iterations.sum()) == 3
+    first.load_state_dict(EStepProjector(0.1, [1.9]).state_dict())
+    assert first.eta.shape == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.bfloat16, torch.float16])
+def test_weights_of_integer_and_half_precision_estimates_have_fractions(dtype):
+    q_reward = torch.randint(0, 2, (20, 8), generator=torch.Generator().manual_seed(0)).to(dtype)
+    q_cost = batch()["particles", "q_cost"]
+    solved = NewtonDualSolver()(q_reward, q_cost, 0.1, torch.tensor([1.9]).double())
+    exact = NewtonDualSolver()(q_reward.double(), q_cost, 0.1, torch.tensor([1.9]).double())
+    assert solved.weight.dtype == torch.float32
+    torch.testing.assert_close(solved.weight.double(), exact.weight, rtol=1e-6, atol=1e-9)
+    particles = {"q_reward": q_reward, "q_cost": q_cost}
+    weight = EStepProjector(0.1, 1.9)(TensorDict(particles=particles, batch_size=[20]))["particles", "weight"]
+    torch.testing.assert_close(weight, solved.weight, rtol=1e-6, atol=1e-9)
+
+
+def test_an_empty_batch_is_named():
+    for solver in (NewtonDualSolver(), NewtonDualSolver(fixed_iterations=3), SLSQPDualSolver()):
+        with pytest.raises(ValueError, match=r"q_reward of shape \(0, 8\) holds no state"):
+            EStepProjector(0.1, 1.9, solver)(batch()[:0])
+
+
+def test_a_state_without_any_allowed_action_is_named():
+    log_prior = torch.zeros(20, 8)
+    log_prior[7] = -torch.inf
+    data = batch(log_prior=log_prior)
+    with pytest.raises(ValueError, match="-inf for every action of state 7; at least one"):
+        EStepProjector(0.1, 1.9)(data)
+    values = data["particles", "q_reward"], data["particles", "q_cost"]
+    with pytest.raises(ValueError, match="log_prior is no distribution in state 7: "):
+        NewtonDualSolver()(*values, 0.1, torch.tensor([1.9]), log_prior)
+    lead = [x.expand(2, *x.shape) for x in (*values, log_prior)]
+    with pytest.raises(ValueError, match=r"state \(0, 7\)"):
+        NewtonDualSolver()(*lead[:2], 0.1, torch.tensor([1.9]), lead[2])
+
+
+def test_each_reason_to_forget_the_multipliers_counts_alone():
+    """Recovered without η at its bound, and η at its bound without recovery."""
+    recovered, bounded = EStepProjector(0.1, 0.0), EStepProjector(0.1, [])
+    recovered(batch())
+    assert bool(recovered.solution.recovered)
+    assert not bool(recovered.solution.eta_at_min)
+    data = batch(0)
+    data["particles", "q_reward"][:] = torch.tensor([1.0, 0.9, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
+    bounded.epsilon.fill_(10.0)
+    bounded(data)
+    assert bool(bounded.solution.eta_at_min)
+    assert not bool(bounded.solution.recovered)
+    for projector in (recovered, bounded):
+        assert bool(projector.eta.isnan())
+        assert bool(projector.lam.isnan().all())

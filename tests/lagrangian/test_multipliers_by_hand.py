@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from safe_components.lagrangian import GradientMultiplier, PIDMultiplier
+from safe_components.lagrangian import MAX_MULTIPLIER, GradientMultiplier, PIDMultiplier
 
 
 def test_gradient_by_hand():
@@ -33,13 +33,13 @@ def test_pid_by_hand():
 
 
 def test_derivative_looks_back_by_its_delay():
-    multiplier = PIDMultiplier([0.0, 0.0], kp=0.0, ki=0.0, kd=2.0, ema_derivative=0.0, delay=3)
+    multiplier = PIDMultiplier([0.0, 0.0], kp=0.0, ki=0.0, kd=1.0, ema_derivative=0.0, delay=3)
     # J:          10  11  13  16  20  25  24  20      and the same with rises of half the size
     # three ago:  10  10  10  10  11  13  16  20      (the first cost stands in for those before it)
     # rise:       0   1   3   6   9   12  8   0
     costs = [10.0, 11.0, 13.0, 16.0, 20.0, 25.0, 24.0, 20.0]
     for cost, rise in zip(costs, [0.0, 1.0, 3.0, 6.0, 9.0, 12.0, 8.0, 0.0], strict=True):
-        assert multiplier.update([cost, cost / 2]).tolist() == [2 * rise, rise]
+        assert multiplier.update([cost, cost / 2]).tolist() == [rise, rise / 2]
 
 
 def test_pid_integral_never_falls_below_zero():
@@ -82,6 +82,21 @@ def test_an_integral_at_its_cap_under_a_falling_proportional_term_is_not_clipped
     assert multiplier.clipped
     assert multiplier.update(9.0).item() == pytest.approx(2.0 - 0.25)
     assert not multiplier.clipped
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: GradientMultiplier(25.0, lr=0.01), lambda: PIDMultiplier(25.0)], ids=["gradient", "pid"]
+)
+def test_a_long_violation_is_undone_in_a_bounded_time(make):
+    """Without a bound, 200 updates at a cost of 100 take 600 updates at 0 to undo."""
+    multiplier = make()
+    for _ in range(200):
+        multiplier.update(100.0)
+    assert multiplier.lam.item() == MAX_MULTIPLIER == 20.0
+    assert multiplier.clipped
+    # The integral comes down by at most ki d = 0.25 an update; the proportional term helps.
+    undone = next(n for n in range(1, 600) if multiplier.update(0.0).item() == 0)
+    assert 60 < undone <= 80
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Laws of every multiplier. A new one joins with a line in `MULTIPLIERS`.
 
-Each entry takes limits ``[m]``, a factor on the gains (multiplier per cost), ``init`` and ``max_value``.
+Each entry takes limits ``[m]``, a factor on the gains (multiplier per cost), ``init`` and ``max_value``
+(none unless given).
 """
 
 import pytest
@@ -9,11 +10,20 @@ from devices import DEVICES
 
 from safe_components.lagrangian import GradientMultiplier, Multiplier, PIDMultiplier
 
+
+def unbounded(kwargs):
+    return {"max_value": None, **kwargs}
+
+
 MULTIPLIERS = {
-    "gradient": lambda limits, gain=1.0, **kwargs: GradientMultiplier(limits, 0.1 * gain, **kwargs),
-    "integral": lambda limits, gain=1.0, **kwargs: PIDMultiplier(limits, 0.0, 0.1 * gain, 0.0, **kwargs),
+    "gradient": lambda limits, gain=1.0, **kwargs: GradientMultiplier(
+        limits, 0.1 * gain, **unbounded(kwargs)
+    ),
+    "integral": lambda limits, gain=1.0, **kwargs: PIDMultiplier(
+        limits, 0.0, 0.1 * gain, 0.0, **unbounded(kwargs)
+    ),
     "pid": lambda limits, gain=1.0, **kwargs: PIDMultiplier(
-        limits, 0.3 * gain, 0.1 * gain, 0.5 * gain, ema_derivative=0.5, delay=3, **kwargs
+        limits, 0.3 * gain, 0.1 * gain, 0.5 * gain, ema_derivative=0.5, delay=3, **unbounded(kwargs)
     ),
 }
 pytestmark = [

@@ -122,7 +122,7 @@ def test_a_configuration_file_is_for_every_recipe(tmp_path):
         critics=dataclasses.replace(first.critics, gamma=0.9),
         run=dataclasses.replace(first.run, seed=8, run_dir=tmp_path / "that", total_frames=70),
     )
-    document = {"recipe": "cvpo", "layout": 2, "config": config_to_dict(saved)}
+    document = {"recipe": "cvpo", "layout": 2, "config": config_to_dict(saved), "versions": {}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(document))
     (tmp_path / "part.yaml").write_text("critics: {gamma: 0.9}")
     whole, _ = plan(["cvpo", "no-kl"], [0], tmp_path / "study", file=tmp_path / "config.yaml")

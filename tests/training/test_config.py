@@ -56,7 +56,12 @@ def saved_run(directory, config=None, **entries):
     """A run directory as a run leaves it, without the run."""
     config = config or cvpo()
     directory.mkdir()
-    document = {"recipe": config.recipe, "layout": 2, "config": config_to_dict(config), **entries}
+    document = {
+        "recipe": config.recipe,
+        "layout": 2,
+        "config": config_to_dict(config),
+        "versions": {},
+    } | entries
     written(directory / "config.yaml", document)
     return directory
 
@@ -206,8 +211,8 @@ def test_single_values_in_words(path, words, value):
         ({"critics": {"gamma": "high"}}, "critics.gamma is 'high', must be of type float"),
         ({"critics": {"gamma": True}}, "critics.gamma is True, must be of type float"),
         ({"critics": {"gamma": None}}, "critics.gamma is None, must be of type float"),
-        ({"critics": {"gamma": 1.5}}, r"critics.gamma is 1.5, must be in \[0, 1\]"),
-        ({"critics": {"gamma": math.nan}}, r"critics.gamma is nan, must be in \[0, 1\]"),
+        ({"critics": {"gamma": 1.5}}, r"critics.gamma is 1.5, must be in \(0, 1\]"),
+        ({"critics": {"gamma": math.nan}}, r"critics.gamma is nan, must be in \(0, 1\]"),
         ({"critics": {"lr": math.inf}}, "critics.lr is inf, must be positive and finite"),
         ({"critics": {"n_step": 2.0}}, "critics.n_step is 2.0, must be of type int"),
         ({"critics": {"n_step": True}}, "critics.n_step is True, must be of type int"),
@@ -259,7 +264,7 @@ def test_files_that_cannot_be_read(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("--critics.gamma 2", r"critics.gamma is 2.0, must be in \[0, 1\]"),
+        ("--critics.gamma 2", r"critics.gamma is 2.0, must be in \(0, 1\]"),
         ("--critics.gamma nan", "critics.gamma is nan"),
         ("--seed -1", "seed is -1, must be at least 0"),
         ("--cost-limit -1", "cost_limit is -1.0, must be finite and at least 0"),

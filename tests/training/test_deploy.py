@@ -9,7 +9,6 @@ from small_runs import small, train
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
-from torchrl.checkpoint import Checkpoint
 from torchrl.envs import ExplorationType, set_exploration_type
 
 import cvpo
@@ -19,7 +18,14 @@ import sac_lag
 import td3_lag
 from safe_components.envs import make_env
 from safe_components.policies import deterministic_policy, gaussian_policy, policy_builder, registry
-from safe_components.training import export_policy, fit_observation_norm, load_policy, observation_norm
+from safe_components.training import (
+    CheckpointError,
+    Checkpoints,
+    export_policy,
+    fit_observation_norm,
+    load_policy,
+    observation_norm,
+)
 from safe_components.training.deploy import POLICY_FILE, find_policy, save_policy
 from safe_components.training.state_file import write_state
 
@@ -53,7 +59,7 @@ def observations(n=64, scale=1.0):
 def norm_of(directory):
     """The scaling that the run saved, from the component of its own."""
     norm = observation_norm(4)
-    Checkpoint(norm=norm).load(find_policy(directory).parents[2])
+    Checkpoints.restore(find_policy(directory).parents[1], {"norm": norm})
     return norm
 
 
@@ -112,7 +118,7 @@ def test_run_checkpoint_and_file_are_the_same_policy(runs, tmp_path):
     file = find_policy(directory)
     alone = shutil.copy(file, tmp_path / "alone.safetensors")
     expected = load_policy(directory)(observations())
-    for source in (str(directory), file.parents[2], file, alone):
+    for source in (str(directory), file.parents[1], file, alone):
         assert torch.equal(load_policy(source)(observations()), expected)
     older = min((directory / "checkpoint").glob("checkpoint-*"))
     assert not torch.equal(load_policy(older)(observations()), expected)
@@ -164,11 +170,9 @@ def test_what_is_not_there_is_named(tmp_path, runs):
     with pytest.raises(FileNotFoundError, match=r"is not a run directory: it holds no config\.yaml"):
         load_policy(tmp_path)
     directory = shutil.copytree(runs["cvpo"][0], tmp_path / "run")
-    for file in directory.glob(f"checkpoint/*/components/*/{POLICY_FILE}"):
+    for file in directory.glob(f"checkpoint/*/deployable/{POLICY_FILE}"):
         file.unlink()
-    with pytest.raises(
-        FileNotFoundError, match=r"holds no deployed_policy.*: pass the policy and the scaling"
-    ):
+    with pytest.raises(CheckpointError, match=r"no checkpoint can be used: .*deployed_policy\S* is missing"):
         load_policy(directory)
     shutil.rmtree(directory / "checkpoint")
     with pytest.raises(FileNotFoundError, match="holds no checkpoint yet"):
@@ -265,7 +269,9 @@ def test_a_run_says_at_once_that_its_policy_cannot_be_saved_alone(tmp_path, monk
     monkeypatch.setattr(ppo_lag, "make_policy", plain)
     with pytest.warns(UserWarning, match=r"checkpoints will hold no policy that"):
         ppo_lag.main(small(ppo_lag, "--run-dir", tmp_path / "run", "--total-frames", 600))
-    with pytest.raises(FileNotFoundError, match=r"holds no deployed_policy"):
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no deployed_policy.*: pass the policy and the scaling"
+    ):
         load_policy(tmp_path / "run")
 
 

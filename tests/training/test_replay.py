@@ -6,7 +6,7 @@ from devices import DEVICES
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage
 
-from safe_components.training import Replay
+from safe_components.training import Replay, read_state, write_state
 from safe_components.training.replay import GatherStorage
 
 
@@ -59,11 +59,13 @@ def steps(envs=3, length=20):
     return TensorDict(step, batch_size=[envs, length]).auto_batch_size_(2)
 
 
-def test_a_dumped_buffer_is_loaded_whole(tmp_path):
+def test_a_saved_buffer_is_loaded_whole_and_continues(tmp_path):
     ours, other = (Replay(100, 8, n_step=3, gamma=0.5, window=30) for _ in range(2))
     ours.extend(steps())
-    ours.dump(tmp_path)
-    other.load(tmp_path)
+    write_state(tmp_path / "replay", ours.state_dict())
+    other.load_state_dict(read_state(tmp_path / "replay"))
+    for buffer in (ours, other):  # the ring goes on where it was, and the windows are still open
+        buffer.extend(steps())
     torch.manual_seed(0)
     expected = ours.sample()
     torch.manual_seed(0)

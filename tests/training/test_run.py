@@ -7,9 +7,9 @@ import time
 import pytest
 import torch
 import yaml
-from torchrl.checkpoint import CheckpointError
 
 from safe_components.training import (
+    CheckpointError,
     EnvConfig,
     RecipeConfig,
     Run,

@@ -7,7 +7,13 @@ from typing import Annotated, TypeAlias
 
 import tyro
 
-from safe_components.lagrangian import CostBudget, ExponentiatedMultiplier, GradientMultiplier, PIDMultiplier
+from safe_components.lagrangian import (
+    MAX_MULTIPLIER,
+    CostBudget,
+    ExponentiatedMultiplier,
+    GradientMultiplier,
+    PIDMultiplier,
+)
 from safe_components.training.options.ranges import Count, Limits, NotNegative, Positive
 
 __all__ = ["BudgetConfig", "FeedbackBudgetConfig", "GradientConfig", "Multiplier", "PIDConfig", "PriceConfig"]
@@ -21,8 +27,8 @@ class GradientConfig:
     """step size, in multiplier per cost"""
     init: NotNegative = 0.0
     """initial value of the multiplier"""
-    max: Positive | None = None
-    """upper bound of the multiplier; None for no bound"""
+    max: Positive | None = MAX_MULTIPLIER
+    """upper bound of the multiplier, which keeps it from winding up; None for no bound"""
 
     def make(self, cost_limit: tuple[float, ...]) -> GradientMultiplier:
         """Make the multiplier for these limits on the cost of an episode."""
@@ -41,8 +47,8 @@ class PIDConfig:
     """derivative gain, in multiplier per cost"""
     init: NotNegative = 0.0
     """initial value of the multiplier"""
-    max: Positive | None = None
-    """upper bound of the multiplier; None for no bound"""
+    max: Positive | None = MAX_MULTIPLIER
+    """upper bound of the multiplier, which keeps it from winding up; None for no bound"""
 
     def make(self, cost_limit: tuple[float, ...]) -> PIDMultiplier:
         """Make the multiplier for these limits on the cost of an episode."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from safe_components.critics import Copy, Polyak
 from safe_components.mstep import HardTrustRegion, MStepLoss, NoTrustRegion, Retraction, SoftTrustRegion
-from safe_components.training.options.ranges import Count, NotNegative, Positive, Share
+from safe_components.training.options.ranges import KeptShare, NotNegative, Positive, Repeats, StepSize
 
 __all__ = [
     "CopyConfig",
@@ -30,7 +30,7 @@ __all__ = [
 class MStepConfig:
     """The M-step, whose gradient steps fit the policy to the weighted actions."""
 
-    iterations: Count = 2
+    iterations: Repeats = 2
     """gradient steps of the policy per E-step"""
 
 
@@ -54,7 +54,7 @@ class HardConfig(TrustRegionConfig):
     """bound on the KL divergence of the mean, in nats"""
     kl_cov: Positive = 0.002
     """bound on the KL divergence of the covariance, in nats"""
-    lr: Positive = 0.1
+    lr: StepSize = 0.1
     """step size of Adam for the multipliers"""
 
     def make(self) -> HardTrustRegion:
@@ -107,7 +107,7 @@ class NoneConfig(TrustRegionConfig):
 class PolyakConfig:
     """A reference policy that is a Polyak average of the policy, moved at each update."""
 
-    eps: Share = 0.995
+    eps: KeptShare = 0.995
     """share of its own parameters that the reference policy keeps at each update"""
     each_update: ClassVar[bool] = True
 

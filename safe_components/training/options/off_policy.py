@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
 from torchrl.modules import ProbabilisticActor
@@ -11,7 +11,19 @@ from torchrl.modules import ProbabilisticActor
 from safe_components.critics import COST_SIGNAL, REWARD_SIGNAL, ConstrainedQEnsemble, CriticLearner
 from safe_components.ops import Aggregate
 from safe_components.policies import Covariance, gaussian_policy
-from safe_components.training.options.ranges import Count, NotNegative, Positive, Share, Sizes, Whole
+from safe_components.training.options.ranges import (
+    Count,
+    KeptShare,
+    NotNegative,
+    Positive,
+    PositiveShare,
+    Range,
+    Repeats,
+    Sizes,
+    Steps,
+    StepSize,
+    Whole,
+)
 from safe_components.training.options.run import RecipeConfig
 
 __all__ = [
@@ -29,9 +41,9 @@ __all__ = [
 class CollectConfig:
     """Collection of frames."""
 
-    frames_per_batch: Count = 1_000
+    frames_per_batch: Steps = 1_000
     """frames collected with one policy"""
-    warmup_frames: Count = 5_000
+    warmup_frames: Steps = 5_000
     """initial frames with random actions; their statistics scale all observations"""
 
     def validate(self, config: RecipeConfig) -> None:
@@ -47,7 +59,7 @@ class CollectConfig:
 class OffPolicyCollectConfig(CollectConfig):
     """Collection of frames, and the number of updates after each batch."""
 
-    updates_per_frame: NotNegative = 0.1
+    updates_per_frame: Annotated[NotNegative, Range("at most 1000", lambda x: x <= 1000)] = 0.1
     """updates of the learner per collected frame"""
     workers: Whole = 0
     """processes that collect the next batch during the updates; 0 collects between updates in this process"""
@@ -83,7 +95,7 @@ class PolicyConfig:
 
     hidden_sizes: Sizes = (128, 128)
     """widths of the hidden layers"""
-    lr: Positive = 1e-3
+    lr: StepSize = 1e-3
     """step size of Adam"""
 
 
@@ -112,27 +124,27 @@ class GaussianPolicyConfig(PolicyConfig):
 class CriticConfig:
     """The critics of reward and costs, their targets and their optimizer."""
 
-    gamma: Share = 0.99
+    gamma: PositiveShare = 0.99
     """discount of the reward and the costs per frame; an action held for k frames is discounted by gamma^k"""
-    n_step: Count = 3
+    n_step: Repeats = 3
     """number of steps of the temporal-difference targets"""
     hidden_sizes: Sizes = (128, 128)
     """widths of the hidden layers"""
     layer_norm: bool = True
     """apply layer normalization to the first hidden layer"""
-    reward_members: Count = 2
+    reward_members: Repeats = 2
     """ensemble size for the reward; the minimum over members is used"""
-    cost_members: Count = 2
+    cost_members: Repeats = 2
     """ensemble size for the costs"""
     cost_aggregate: Literal["mean", "max", "conservative"] = "mean"
     """estimate taken from the cost ensemble; conservative is mean + cost_std standard deviations"""
     cost_std: NotNegative = 0.5
     """number of standard deviations in conservative"""
-    lr: Positive = 1e-3
+    lr: StepSize = 1e-3
     """step size of Adam"""
-    polyak: Share = 0.98
+    polyak: KeptShare = 0.98
     """share of their own parameters that the target critics keep at each update"""
-    warmup_updates: Whole = 0
+    warmup_updates: Annotated[Whole, Range("at most 10,000,000", lambda n: n <= 10**7)] = 0
     """updates of the critics alone before the first update of the policy"""
 
     def make(

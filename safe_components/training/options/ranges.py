@@ -7,7 +7,24 @@ import math
 from collections.abc import Callable
 from typing import Annotated, Any, TypeAlias
 
-__all__ = ["Count", "Limits", "NotNegative", "Positive", "Range", "Share", "Sizes", "Whole"]
+__all__ = [
+    "Copies",
+    "Count",
+    "KeptShare",
+    "Limits",
+    "NotNegative",
+    "Positive",
+    "PositiveShare",
+    "Range",
+    "Real",
+    "Repeats",
+    "Seed",
+    "Share",
+    "Sizes",
+    "StepSize",
+    "Steps",
+    "Whole",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,19 +33,48 @@ class Range:
 
     Attributes:
         words: words that complete "must be ..." in an error message.
-        holds: function that tells whether a value lies in the range; it is false for NaN.
+        holds: function that tells whether a value is not too small; it is false for NaN.
+        most: largest allowed value. A number above it is a slip, and would end in an overflow, an endless
+            run or numbers that are not finite.
     """
 
     words: str
     holds: Callable[[Any], bool]
+    most: float = math.inf
+
+    def refusal(self, value: Any) -> str | None:
+        """Return the words that complete "must be ..." for a value outside the range; None inside.
+
+        Example:
+            >>> Range("at least 1", lambda n: n >= 1, most=10**6).refusal(10**9)
+            'at most 1,000,000'
+        """
+        if not self.holds(value):
+            return self.words
+        if not isinstance(value, tuple) and value > self.most:
+            return f"at most {self.most:,}" if isinstance(self.most, int) else f"at most {self.most:g}"
+        return None
 
 
-Positive: TypeAlias = Annotated[float, Range("positive and finite", lambda x: 0.0 < x < math.inf)]
-NotNegative: TypeAlias = Annotated[float, Range("finite and at least 0", lambda x: 0.0 <= x < math.inf)]
-Share: TypeAlias = Annotated[float, Range("in [0, 1]", lambda x: 0.0 <= x <= 1.0)]
-Count: TypeAlias = Annotated[int, Range("at least 1", lambda n: n >= 1)]
-Whole: TypeAlias = Annotated[int, Range("at least 0", lambda n: n >= 0)]
-Sizes: TypeAlias = Annotated[
-    tuple[int, ...], Range("at least one width of at least 1", lambda sizes: min(sizes, default=0) >= 1)
+_HUGE = 1e12
+
+Positive: TypeAlias = Annotated[float, Range("positive and finite", lambda x: 0.0 < x < math.inf, _HUGE)]
+NotNegative: TypeAlias = Annotated[
+    float, Range("finite and at least 0", lambda x: 0.0 <= x < math.inf, _HUGE)
 ]
+StepSize: TypeAlias = Annotated[float, Range("positive and finite", lambda x: 0.0 < x < math.inf, 1.0)]
+Real: TypeAlias = Annotated[
+    float, Range("finite and at least -1e+12", lambda x: -_HUGE <= x < math.inf, _HUGE)
+]
+Share: TypeAlias = Annotated[float, Range("in [0, 1]", lambda x: 0.0 <= x <= 1.0)]
+PositiveShare: TypeAlias = Annotated[float, Range("in (0, 1]", lambda x: 0.0 < x <= 1.0)]
+KeptShare: TypeAlias = Annotated[float, Range("in [0, 1)", lambda x: 0.0 <= x < 1.0)]
+Count: TypeAlias = Annotated[int, Range("at least 1", lambda n: n >= 1, 10**15)]
+Whole: TypeAlias = Annotated[int, Range("at least 0", lambda n: n >= 0, 10**15)]
+Copies: TypeAlias = Annotated[int, Range("at least 1", lambda n: n >= 1, 10**6)]
+Steps: TypeAlias = Annotated[int, Range("at least 1", lambda n: n >= 1, 10**9)]
+Repeats: TypeAlias = Annotated[int, Range("at least 1", lambda n: n >= 1, 10**4)]
+# NumPy's and Gymnasium's generators take 32 bits.
+Seed: TypeAlias = Annotated[int, Range("at least 0", lambda n: n >= 0, 2**32 - 1)]
+Sizes: TypeAlias = Annotated[tuple[Copies, ...], Range("at least one width", lambda sizes: len(sizes) > 0)]
 Limits: TypeAlias = tuple[NotNegative, ...]

@@ -12,7 +12,15 @@ import tyro
 
 from safe_components.training.options.budget import BudgetConfig
 from safe_components.training.options.device import usable_device
-from safe_components.training.options.ranges import Count, Positive, Whole
+from safe_components.training.options.ranges import (
+    Copies,
+    Count,
+    Positive,
+    Repeats,
+    Seed,
+    Steps,
+    Whole,
+)
 
 __all__ = ["EnvConfig", "RecipeConfig", "RunConfig", "cost_suffixes"]
 
@@ -23,13 +31,13 @@ class EnvConfig:
 
     id: str = "SafetyPointCircle1-v0"
     """a Safety-Gymnasium id, a Gymnasium id whose info holds ``cost``, or ``PointCircle``"""
-    num_envs: Count = 10
+    num_envs: Copies = 10
     """number of environments that are stepped together, over all processes"""
-    num_workers: Count = 1
+    num_workers: Copies = 1
     """number of processes that the environments are spread over"""
-    frame_skip: Count = 2
+    frame_skip: Repeats = 2
     """environment steps per action; their rewards and costs are summed"""
-    max_episode_steps: Count | None = None
+    max_episode_steps: Steps | None = None
     """environment steps in an episode; None keeps the environment's own limit"""
     cost_keys: tuple[str, ...] = ("cost",)
     """entries of the environment's info that hold the cost signals"""
@@ -73,13 +81,13 @@ def cost_suffixes(cost_keys: Sequence[str], num_costs: int) -> list[str]:
 class RunConfig:
     """The length of a run, its device, and where its results go."""
 
-    seed: Whole = 0
+    seed: Seed = 0
     """seed of the environments, the networks and the samples"""
     total_frames: Count = 100_000
     """environment steps of the whole run"""
     device: str = "cpu"
     """device of the networks and the replay buffer: cpu, cuda, cuda:1, ..."""
-    threads: Count = 1
+    threads: Repeats = 1
     """CPU threads of PyTorch; the networks are small, so a second run makes better use of a core"""
     run_dir: Path | None = None
     """directory of the results; None makes runs/<recipe>-<env>-seed<seed>-<time>"""
@@ -93,7 +101,7 @@ class RunConfig:
     """frames between rows of metrics.csv"""
     eval_interval: Whole = 25_000
     """frames between evaluations of the deterministic policy; 0 turns evaluation off"""
-    eval_episodes: Count = 10
+    eval_episodes: Copies = 10
     """episodes per evaluation"""
     checkpoint_interval: Count = 25_000
     """frames between checkpoints, and so the most that a killed run loses"""
