@@ -164,7 +164,7 @@ def test_it_learns_reward_and_a_large_multiplier_learns_safety(training):
         "--total-frames 12400 --env.num-envs 10 --env.max-episode-steps 200 --collect.frames-per-batch 4000 "
         "--ppo.epochs 10 --eval-interval 12000 --log-interval 4000 --eval-episodes 10 --cost-limit 1000 "
         "--ppo.batch-size 250 --policy.hidden-sizes 32 32 --values.hidden-sizes 32 32 --policy.lr 1e-3 "
-        "--multiplier gradient --multiplier.lr 1e-9"
+        "--multiplier gradient --multiplier.lr 1e-9 --multiplier.max 100"
     ).split()
     evaluated = {}
     for name, init in (("free", 0), ("safe", 50)):
@@ -196,7 +196,7 @@ def test_it_runs_on_cuda(training):
     ("flags", "said"),
     [
         (["--cost-limit", "25", "10"], "2 limits"),
-        (["--advantage.gamma", "1.5"], r"advantage.gamma is 1.5, must be in \[0, 1\]"),
+        (["--advantage.gamma", "1.5"], r"advantage.gamma is 1.5, must be in \(0, 1\]"),
         (["--advantage.gae-lambda", "-1"], "gae_lambda"),
         (["--ppo.epochs", "0"], "epochs"),
         (["--ppo.batch-size", "0"], "batch_size"),

@@ -72,7 +72,7 @@ class PriceConfig:
     """lower bound and initial value of the integral; 1 weighs a cost like the reward"""
     max: Positive = 2.0
     """upper bound of the price"""
-    memory: Positive = 10_000
+    memory: Positive = 5_000
     """frames over which the measured cost is averaged"""
 
     def make(self, cost_limit: tuple[float, ...], frames_per_batch: int) -> ExponentiatedMultiplier:
