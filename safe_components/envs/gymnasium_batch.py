@@ -34,7 +34,7 @@ from safe_components.envs.gymnasium_step import (
 )
 from safe_components.envs.object_state import read_object, write_object
 from safe_components.envs.random_state import OwnRandomState, global_states
-from safe_components.envs.step_timeout import Overdue, watched
+from safe_components.envs.step_timeout import Overdue, Watched
 
 
 class GymnasiumBatch(ConstrainedEnv):
@@ -130,6 +130,7 @@ class GymnasiumBatch(ConstrainedEnv):
             )
         super().__init__(device=torch.device(device), batch_size=[num_envs] if num_envs > 1 else [])
         self.num_envs, self.frame_skip, self.step_timeout = num_envs, frame_skip, step_timeout
+        self._watched = Watched(step_timeout)
         self._envs: list[gymnasium.Env[Any, Any]] = []
         self._steps = np.zeros(num_envs, np.int64)  # raw steps of the present episodes
         try:
@@ -225,14 +226,16 @@ class GymnasiumBatch(ConstrainedEnv):
             if not len(rows):
                 break
             results = self._call(rows, "step", lambda i: envs[i].step(actions[i]))
-            self._steps[rows] += 1
+            where = slice(None) if len(rows) == self.num_envs else rows  # a slice is faster
+            self._steps[where] += 1
             steps = self._checked(self._read, rows, results)
             with np.errstate(over="ignore"):  # numbers beyond float32 are reported as not finite
-                packed[rows, :size] = steps.observation
-            sums[rows, 0] += steps.reward
-            sums[rows, 1:] += steps.cost
-            ended[rows, :2] = steps.ended
-            rows = rows[~steps.ended.any(1)]
+                packed[where, :size] = steps.observation
+            sums[where, 0] += steps.reward
+            sums[where, 1:] += steps.cost
+            if steps.ended.any():
+                ended[where, :2] = steps.ended
+                rows = rows[~steps.ended.any(1)]
         with np.errstate(over="ignore"):
             packed[:, size:] = sums
         ended[:, 2] = ended[:, 0] | ended[:, 1]
@@ -257,7 +260,7 @@ class GymnasiumBatch(ConstrainedEnv):
         step = 1 if what == "step" else 0
         results: list[Any] = []
         try:
-            with watched(self.step_timeout) as results:
+            with self._watched as results:
                 for i in rows:
                     results.append(call(i))
             return results
@@ -278,7 +281,7 @@ class GymnasiumBatch(ConstrainedEnv):
             steps = read(results)
         except UnusableValue as error:
             raise ValueError(f"{error}, in {self._where(int(rows[error.row]))}") from error
-        if (steps.cost < 0).any():
+        if steps.cost.min() < 0:
             row, column = np.argwhere(steps.cost < 0)[0]
             raise ValueError(
                 f"cost is {steps.cost[row, column]:g} in {self._where(int(rows[row]))}; a cost must be at "
