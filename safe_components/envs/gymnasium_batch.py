@@ -32,6 +32,7 @@ from safe_components.envs.gymnasium_step import (
     first_costs,
     read_reset,
 )
+from safe_components.envs.headless import OPENGL_HINT
 from safe_components.envs.object_state import read_object, write_object
 from safe_components.envs.random_state import OwnRandomState, global_states
 from safe_components.envs.step_timeout import Overdue, Watched
@@ -433,13 +434,18 @@ def _made(make: Callable[[], gymnasium.Env[Any, Any]]) -> gymnasium.Env[Any, Any
 
 def _summary(error: BaseException) -> str:
     """Return the type, message and place of an error in one line."""
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # PyOpenGL's errors have no text before a context exists
+        text = "(no message)"
     hint = ""
     if "values to unpack" in text:
         hint = (
             "; a wrapper for steps of five values around an environment whose steps return six needs "
             "safety_gymnasium.wrappers.SafetyGymnasium2Gymnasium between them"
         )
+    if "OpenGL" in f"{type(error).__module__} {text}":
+        hint = f"; {OPENGL_HINT}"
     frames = traceback.extract_tb(error.__traceback__)
     return f"{type(error).__name__}: {text} ({frames[-1].filename}:{frames[-1].lineno}){hint}"
 
