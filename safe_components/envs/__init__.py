@@ -1,16 +1,19 @@
 """Environments whose steps write ``reward`` [..., 1] and ``cost`` [..., m]."""
 
 from safe_components.envs.base import EnvironmentFailure, StateError
+from safe_components.envs.check_env import EnvReport, check_env
 from safe_components.envs.gymnasium_batch import GymnasiumBatch
 from safe_components.envs.make_env import make_env
 from safe_components.envs.point_circle import PointCircle
 from safe_components.envs.safety_gymnasium import make_safety_gymnasium, safety_gymnasium_ids
 
 __all__ = [
+    "EnvReport",
     "EnvironmentFailure",
     "GymnasiumBatch",
     "PointCircle",
     "StateError",
+    "check_env",
     "make_env",
     "make_safety_gymnasium",
     "safety_gymnasium_ids",

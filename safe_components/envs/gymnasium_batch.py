@@ -32,9 +32,10 @@ from safe_components.envs.gymnasium_step import (
     first_costs,
     read_reset,
 )
+from safe_components.envs.headless import OPENGL_HINT
 from safe_components.envs.object_state import read_object, write_object
 from safe_components.envs.random_state import OwnRandomState, global_states
-from safe_components.envs.step_timeout import Overdue, watched
+from safe_components.envs.step_timeout import Overdue, Watched
 
 
 class GymnasiumBatch(ConstrainedEnv):
@@ -130,6 +131,7 @@ class GymnasiumBatch(ConstrainedEnv):
             )
         super().__init__(device=torch.device(device), batch_size=[num_envs] if num_envs > 1 else [])
         self.num_envs, self.frame_skip, self.step_timeout = num_envs, frame_skip, step_timeout
+        self._watched = Watched(step_timeout)
         self._envs: list[gymnasium.Env[Any, Any]] = []
         self._steps = np.zeros(num_envs, np.int64)  # raw steps of the present episodes
         try:
@@ -225,14 +227,16 @@ class GymnasiumBatch(ConstrainedEnv):
             if not len(rows):
                 break
             results = self._call(rows, "step", lambda i: envs[i].step(actions[i]))
-            self._steps[rows] += 1
+            where = slice(None) if len(rows) == self.num_envs else rows  # a slice is faster
+            self._steps[where] += 1
             steps = self._checked(self._read, rows, results)
             with np.errstate(over="ignore"):  # numbers beyond float32 are reported as not finite
-                packed[rows, :size] = steps.observation
-            sums[rows, 0] += steps.reward
-            sums[rows, 1:] += steps.cost
-            ended[rows, :2] = steps.ended
-            rows = rows[~steps.ended.any(1)]
+                packed[where, :size] = steps.observation
+            sums[where, 0] += steps.reward
+            sums[where, 1:] += steps.cost
+            if steps.ended.any():
+                ended[where, :2] = steps.ended
+                rows = rows[~steps.ended.any(1)]
         with np.errstate(over="ignore"):
             packed[:, size:] = sums
         ended[:, 2] = ended[:, 0] | ended[:, 1]
@@ -257,7 +261,7 @@ class GymnasiumBatch(ConstrainedEnv):
         step = 1 if what == "step" else 0
         results: list[Any] = []
         try:
-            with watched(self.step_timeout) as results:
+            with self._watched as results:
                 for i in rows:
                     results.append(call(i))
             return results
@@ -278,7 +282,7 @@ class GymnasiumBatch(ConstrainedEnv):
             steps = read(results)
         except UnusableValue as error:
             raise ValueError(f"{error}, in {self._where(int(rows[error.row]))}") from error
-        if (steps.cost < 0).any():
+        if steps.cost.min() < 0:
             row, column = np.argwhere(steps.cost < 0)[0]
             raise ValueError(
                 f"cost is {steps.cost[row, column]:g} in {self._where(int(rows[row]))}; a cost must be at "
@@ -430,13 +434,18 @@ def _made(make: Callable[[], gymnasium.Env[Any, Any]]) -> gymnasium.Env[Any, Any
 
 def _summary(error: BaseException) -> str:
     """Return the type, message and place of an error in one line."""
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # PyOpenGL's errors have no text before a context exists
+        text = "(no message)"
     hint = ""
     if "values to unpack" in text:
         hint = (
             "; a wrapper for steps of five values around an environment whose steps return six needs "
             "safety_gymnasium.wrappers.SafetyGymnasium2Gymnasium between them"
         )
+    if "OpenGL" in f"{type(error).__module__} {text}":
+        hint = f"; {OPENGL_HINT}"
     frames = traceback.extract_tb(error.__traceback__)
     return f"{type(error).__name__}: {text} ({frames[-1].filename}:{frames[-1].lineno}){hint}"
 

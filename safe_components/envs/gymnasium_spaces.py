@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from torchrl.data import Bounded, OneHot, TensorSpec
 
-NUMBERS = "biuf"  # the kinds of NumPy dtypes that are real numbers
+NUMBERS = frozenset("biuf")  # the kinds of NumPy dtypes that are real numbers
 
 # Policies square the range of an action, so the square must neither overflow nor vanish in float32.
 _LEAST_RANGE, _LARGEST_RANGE = 1e-18, 1e18

@@ -86,10 +86,11 @@ class StepReader:
         n = len(results)
         if any(len(result) != self.values for result in results):
             return None
-        ended = np.array([result[-3:-1] for result in results])
+        flags = [result[-3:-1] for result in results]
+        ended = np.array(flags)
         if ended.dtype != bool or ended.shape != (n, 2):
             return None
-        if ended.any():
+        if any(True in pair for pair in flags):
             results = [last_of_episode(result) for result in results]
         observations = [result[0] for result in results]
         if not self.observation.is_vector:
@@ -108,7 +109,7 @@ class StepReader:
         shapes = (observation.shape, reward.shape, cost.shape)
         if shapes != ((n, self.observation.size), (n,), (n, self.cost_size)):
             return None
-        if any(array.dtype.kind not in NUMBERS for array in (observation, reward, cost)):
+        if not {observation.dtype.kind, reward.dtype.kind, cost.dtype.kind} <= NUMBERS:
             return None
         return Steps(observation, reward, cost, ended)
 

@@ -18,6 +18,7 @@ from torchrl.envs import EnvBase, ParallelEnv
 from safe_components.envs.base import check_counts
 from safe_components.envs.bullet import BULLET_ID, make_bullet
 from safe_components.envs.gymnasium_batch import GymnasiumBatch
+from safe_components.envs.headless import render_without_screen
 from safe_components.envs.point_circle import PointCircle
 from safe_components.envs.safety_gymnasium import make_safety_gymnasium, safety_gymnasium_ids
 from safe_components.envs.time_limit import TimeLimit
@@ -120,6 +121,7 @@ def make_env(
     shared: dict[str, Any] = {"num_envs": num_envs, "device": device, "seed": seed, "frame_skip": frame_skip}
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
+        render_without_screen()
     if env_id == "PointCircle":
         if tuple(cost_keys) != ("cost",):
             kwargs["costs"] = tuple(cost_keys)

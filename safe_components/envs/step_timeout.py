@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import math
+import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
+import time
+from types import FrameType, TracebackType
 from typing import Any
+
+_MAIN_THREAD = threading.main_thread().ident
 
 
 class Overdue(BaseException):
     """No call finished in time. This is no ``Exception``, so environments do not catch it by accident."""
 
 
-@contextmanager
-def watched(seconds: float | None) -> Iterator[list[Any]]:
-    """Give a list to which the block appends the result of each call, and interrupt a call that hangs.
+class Watched:
+    """A list to which a block appends the result of each call, and which interrupts a call that hangs.
 
     A call is interrupted if it has run for ``seconds``, at the latest after twice that time. The interruption
     is a signal (SIGALRM), so it ends whatever runs in Python or waits in the operating system, but not a
     computation in C that never returns. It needs the main thread and an operating system with that signal;
     elsewhere nothing is interrupted.
+
+    Blocks are short and many, so the timer runs on between them, and stops when it finds no block.
 
     Args:
         seconds: the limit; None for no limit.
@@ -30,30 +34,63 @@ def watched(seconds: float | None) -> Iterator[list[Any]]:
         Overdue: in the block, if no result was appended for that long.
 
     Example:
-        >>> import time
-        >>> with watched(0.05) as results:
+        >>> with Watched(0.05) as results:
         ...     results.append(1)
         ...     time.sleep(60)
         Traceback (most recent call last):
         safe_components.envs.step_timeout.Overdue
     """
-    results: list[Any] = []
-    on_main_thread = threading.current_thread() is threading.main_thread()
-    if seconds is None or not on_main_thread or not hasattr(signal, "setitimer"):
-        yield results
-        return
-    finished = 0
 
-    def look(signum: int, frame: FrameType | None) -> None:
-        nonlocal finished
-        if len(results) == finished:
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+
+    def __enter__(self) -> list[Any]:
+        results: list[Any] = []
+        if self._seconds is not None and threading.get_ident() == _MAIN_THREAD:
+            _TIMER.watch(results, self._seconds)
+        return results
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._seconds is not None and threading.get_ident() == _MAIN_THREAD:
+            _TIMER.results = None
+
+
+class _Timer:
+    """The process's interval timer, which looks from time to time whether the number of results has grown."""
+
+    def __init__(self) -> None:
+        self.results: list[Any] | None = None
+        self._seconds = 0.0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._interval, self._handler = math.inf, signal.SIG_DFL
+        self._seen: tuple[list[Any] | None, int] = (None, 0)
+        self._since = 0.0
+
+    def watch(self, results: list[Any], seconds: float) -> None:
+        self._seconds, self.results = seconds, results
+        if seconds < self._interval and hasattr(signal, "setitimer"):
+            handler: Any = signal.signal(signal.SIGALRM, self._look)
+            if self._interval == math.inf:
+                self._handler = handler
+            self._interval = seconds
+            signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+
+    def _look(self, signum: int, frame: FrameType | None) -> None:
+        results, now = self.results, time.monotonic()
+        if results is None:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            signal.signal(signal.SIGALRM, self._handler)
+            self._reset()
+        elif results is not self._seen[0] or len(results) != self._seen[1]:
+            self._seen, self._since = (results, len(results)), now
+        elif now - self._since > 0.9 * self._seconds:
             raise Overdue
-        finished = len(results)
 
-    handler = signal.signal(signal.SIGALRM, look)
-    timer = signal.setitimer(signal.ITIMER_REAL, seconds, seconds)  # again, in case the first one is caught
-    try:
-        yield results
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, *timer)
-        signal.signal(signal.SIGALRM, handler)
+
+_TIMER = _Timer()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_TIMER._reset)  # a child does not inherit the timer

@@ -8,8 +8,9 @@ from torchrl.envs.transforms import ObservationNorm
 
 __all__ = ["fit_observation_norm", "observation_norm", "scale_steps"]
 
-# A component that hardly varies under random actions may vary more later, so it is only centered.
-_STILL = 1e-2
+_ROUNDING = 1e-6  # a component that varies by less than this share of its size is constant
+_SMALL = 1e-2  # beside the spread of all components
+_RARE = 8.0  # the largest deviation, in standard deviations, beyond which a component hardly ever moves
 
 
 def observation_norm(size: int, key: str = "observation") -> ObservationNorm:
@@ -31,18 +32,33 @@ def observation_norm(size: int, key: str = "observation") -> ObservationNorm:
 
 
 def fit_observation_norm(norm: ObservationNorm, observation: torch.Tensor) -> None:
-    """Set ``loc`` and ``scale`` to the mean and standard deviation over all leading dimensions.
+    """Set ``loc`` and ``scale`` to the mean and standard deviation σ over all leading dimensions.
 
-    A component whose standard deviation is under 0.01 keeps scale 1.
+    The unit of a component does not matter, with two exceptions, in which σ says nothing about its size:
+
+    - A constant component is only centered (scale 1).
+    - A component that hardly ever moves under random actions may move far later, such as a sensor of rare
+      contacts. If its largest deviation is over 8 σ, and σ is under 1 % of the root mean square ``s`` of all
+      standard deviations, its scale is ``s``.
 
     Args:
         norm: transform from :func:`observation_norm`, which is changed in place.
         observation: observations ``[..., o]`` in the units of the environment.
+
+    Example:
+        >>> norm = observation_norm(2)
+        >>> fit_observation_norm(norm, torch.tensor([[1e-5, 9.81], [3e-5, 9.81]]))
+        >>> norm.scale
+        tensor([1.0000e-05, 1.0000e+00])
     """
-    rows = observation.reshape(-1, observation.shape[-1])
-    std = rows.std(0, correction=0)
-    norm.loc.copy_(rows.mean(0))
-    norm.scale.copy_(torch.where(std < _STILL, torch.ones_like(std), std))
+    rows = observation.reshape(-1, observation.shape[-1]).double()
+    loc, std = rows.mean(0), rows.std(0, correction=0)
+    farthest = (rows - loc).abs().amax(0)
+    together = std.square().mean().sqrt()
+    scale = torch.where((farthest > _RARE * std) & (std < _SMALL * together), together, std)
+    constant = farthest <= _ROUNDING * rows.abs().amax(0)
+    norm.loc.copy_(loc)
+    norm.scale.copy_(torch.where(constant, torch.ones_like(scale), scale))
 
 
 def scale_steps(norm: ObservationNorm, steps: TensorDictBase) -> TensorDictBase:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from torchrl.envs import EnvBase
 
 from safe_components import keys
 from safe_components.envs import make_env, safety_gymnasium_ids
+from safe_components.envs.headless import OPENGL_HINT
 from safe_components.training.options import EnvConfig
 
 try:
@@ -27,7 +26,6 @@ __all__ = ["record_video"]
 
 _SIZE = 320  # pixels
 _MILLISECONDS = 30  # per frame; a GIF stores hundredths of a second
-_SCREENS = ("DISPLAY", "WAYLAND_DISPLAY")
 
 
 def record_video(
@@ -66,8 +64,6 @@ def record_video(
 def _rendered_env(config: EnvConfig, seed: int) -> EnvBase:
     settings = dataclasses.asdict(config) | {"num_envs": 1, "num_workers": 1, "seed": seed}
     env_id = settings.pop("id")
-    if sys.platform == "linux" and not any(os.environ.get(name) for name in _SCREENS):
-        os.environ.setdefault("MUJOCO_GL", "egl")  # without it MuJoCo looks for a screen and fails
     settings["render_mode"] = "rgb_array"
     if env_id.startswith("Safety") and env_id in safety_gymnasium_ids():
         # A camera that shows obstacles and goals; the default camera is on the robot.
@@ -80,7 +76,7 @@ def _rendered_env(config: EnvConfig, seed: int) -> EnvBase:
     except Exception as error:  # a simulator or its graphics driver may raise any exception
         raise ValueError(
             f"{env_id} cannot be rendered here ({type(error).__name__}: {error}); it must offer "
-            "render_mode='rgb_array', and MuJoCo needs MUJOCO_GL=egl or osmesa and the library of that name"
+            f"render_mode='rgb_array', and {OPENGL_HINT}"
         ) from error
     env.set_seed(seed)
     return env

@@ -356,3 +356,27 @@ def test_a_seed_determines_draws_from_the_global_generators(num_envs):
 def test_a_wrapper_for_five_values_around_six_explains_itself():
     with pytest.raises(EnvironmentFailure, match=r"values to unpack.*SafetyGymnasium2Gymnasium"):
         GymnasiumBatch(functools.partial(gymnasium.wrappers.TimeLimit, SixValues(), 5))
+
+
+class Mute(Exception):
+    def __str__(self):
+        raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (Mute(), r"raised Mute: \(no message\) \("),
+        (
+            RuntimeError("OpenGL platform library\n not loaded"),
+            r"OpenGL platform library not loaded.*MUJOCO_GL=egl",
+        ),
+    ],
+)
+def test_errors_are_summed_up_in_one_line(error, text):
+    def fail(result):
+        raise error
+
+    with pytest.raises(EnvironmentFailure, match=text) as caught:
+        batch(fail).rollout(4)
+    assert "\n" not in str(caught.value)

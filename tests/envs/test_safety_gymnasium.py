@@ -304,3 +304,75 @@ def test_rendering_shows_the_same_images_as_the_own_code():
         pytest.skip(f"MuJoCo cannot render here with EGL: {done.stdout or done.stderr[-300:]}")
     assert done.returncode == 0, done.stderr
     assert "rendered" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [({}, "egl"), ({"DISPLAY": ":0"}, None), ({"MUJOCO_GL": "osmesa"}, "osmesa")],
+)
+def test_tasks_that_draw_choose_egl_without_a_screen(environment, expected, monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "platform", "linux")
+    safety.make_safety_gymnasium("SafetyPointGoal1-v0")
+    assert os.environ.get("MUJOCO_GL") == environment.get("MUJOCO_GL")
+    safety.make_safety_gymnasium("SafetyPointGoal1Vision-v0")
+    assert os.environ.get("MUJOCO_GL") == expected
+
+
+def test_the_package_can_be_imported_by_its_name():
+    done = in_new_process("""
+        import safety_gymnasium.wrappers
+        from safety_gymnasium.wrappers import SafeNormalizeReward
+        print(safety.load_safety_gymnasium() is safety_gymnasium, SafeNormalizeReward.__name__)
+    """)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "True SafeNormalizeReward"
+
+
+@pytest.mark.parametrize("name", ["SafeNormalizeObservation", "SafeNormalizeReward", "SafeNormalizeCost"])
+def test_wrappers_that_normalize(name):
+    wrappers = safety.load_safety_gymnasium().wrappers
+    plain = safety.make_safety_gymnasium("SafetyHalfCheetahVelocity-v1")
+    env = getattr(wrappers, name)(safety.make_safety_gymnasium("SafetyHalfCheetahVelocity-v1"))
+    observations, rewards, costs = [plain.reset(seed=0)[0]], [], []
+    scaled = [env.reset(seed=0)[0]]
+    random = np.random.RandomState(0)
+    for _ in range(50):
+        action = random.uniform(-1, 1, 6)
+        observation, reward, cost, *_ = plain.step(action)
+        observations.append(observation)
+        rewards.append(reward)
+        costs.append(cost)
+        last = env.step(action)
+        scaled.append(last[0])
+    if name == "SafeNormalizeObservation":
+        x = np.array(observations)  # the statistics start from a count of 1e-4 with mean 0 and variance 1
+        mean = x.sum(0) / (len(x) + 1e-4)
+        var = ((x**2).sum(0) + 1e-4) / (len(x) + 1e-4) - mean**2
+        np.testing.assert_allclose(last[0], (x[-1] - mean) / np.sqrt(var + 1e-8), rtol=1e-4, atol=1e-6)
+        return
+    np.testing.assert_array_equal(scaled, observations)
+    values = rewards if name == "SafeNormalizeReward" else costs
+    returns = [0.0]
+    for value in values:
+        returns.append(0.99 * returns[-1] + value)
+    x, n = np.array(returns[1:]), len(values)
+    mean = x.sum() / (n + 1e-4)
+    var = ((x**2).sum() + 1e-4) / (n + 1e-4) - mean**2
+    expected = values[-1] / np.sqrt(var + 1e-8)
+    np.testing.assert_allclose(last[1 if name == "SafeNormalizeReward" else 2], expected, rtol=1e-4)
+
+
+def test_an_observation_is_normalized_at_the_end_of_an_episode_that_resets_itself():
+    wrappers = safety.load_safety_gymnasium().wrappers
+    task = safety.make_safety_gymnasium("SafetyHalfCheetahVelocity-v1", max_episode_steps=2)
+    env = wrappers.SafeNormalizeObservation(wrappers.SafeAutoResetWrapper(task))
+    env.reset(seed=0)
+    env.step(np.zeros(6))
+    *_, truncated, info = env.step(np.zeros(6))
+    assert truncated
+    assert info["final_observation"].shape == env.obs_rms.mean.shape == (17,)
+    assert env.obs_rms.count == pytest.approx(4 + 1e-4)  # each observation counts as one

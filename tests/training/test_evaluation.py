@@ -106,3 +106,28 @@ def test_a_component_that_hardly_moves_is_only_centred():
     fit_observation_norm(norm, torch.tensor([[[9.81, 0.0], [9.81, 4.0]]]))
     assert norm.loc.tolist() == pytest.approx([9.81, 2.0])
     assert norm.scale.tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("units", [[1e-6] * 3, [1e6] * 3, [1e-12] * 3, [1e-4, 1.0, 1e4]])
+def test_the_units_of_observations_do_not_matter(units):
+    torch.manual_seed(0)
+    raw = torch.randn(500, 3) + torch.tensor([300.0, 0.0, -1.0])
+    scaled = []
+    for unit in (torch.ones(3), torch.tensor(units)):
+        norm = observation_norm(3)
+        fit_observation_norm(norm, raw * unit)
+        scaled.append((raw * unit - norm.loc) / norm.scale)
+    torch.testing.assert_close(scaled[1], scaled[0], rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(scaled[1].std(0), torch.ones(3), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+def test_a_sensor_of_rare_contacts_keeps_the_scale_of_the_others(unit):
+    torch.manual_seed(0)
+    raw = torch.randn(1000, 2) * unit
+    raw[:, 1] = 0
+    raw[7, 1] = 0.1 * unit
+    norm = observation_norm(2)
+    fit_observation_norm(norm, raw)
+    std = raw.std(0, correction=0)
+    torch.testing.assert_close(norm.scale, torch.stack([std[0], std.square().mean().sqrt()]))

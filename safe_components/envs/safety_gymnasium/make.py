@@ -11,6 +11,7 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import load_env_creator
 
+from safe_components.envs.headless import render_without_screen
 from safe_components.envs.safety_gymnasium.compat import load_safety_gymnasium
 from safe_components.envs.safety_gymnasium.fast import accelerate
 
@@ -85,6 +86,8 @@ def make_safety_gymnasium(
     with np.errstate(over="ignore"):  # Box(float32 bounds, dtype=float64) overflows in gymnasium 1.4
         env: gymnasium.Env[Any, Any] = creator(**spec.kwargs)
     task: Any = getattr(env, "task", None)
+    if spec.kwargs.get("render_mode") is not None or getattr(task, "observe_vision", False):
+        render_without_screen()
     if task is not None and max_episode_steps is not None:
         task.num_steps = max_episode_steps  # navigation tasks also count their steps
     env.unwrapped.spec = spec
