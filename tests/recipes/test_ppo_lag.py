@@ -177,8 +177,10 @@ def test_two_costs_two_limits(training):
     costs = ("--cost-limit", 5, 0, "--env.cost-keys", "walls", "speed", "--eval-interval", 400)
     gradient = ("--multiplier", "gradient", "--multiplier.init", 0.5)
     rows, _ = training(ppo_lag, "--total-frames", 800, *costs, *gradient)
-    assert rows["lambda"][-1] < 0.5 <= rows["lambda_1"][-1]  # under the one limit, not under the other
-    assert np.isfinite(rows["eval_cost_1"][-1])
+    assert (
+        rows["lambda_walls"][-1] < 0.5 <= rows["lambda_speed"][-1]
+    )  # under the one limit, not under the other
+    assert np.isfinite(rows["eval_cost_speed"][-1])
 
 
 def test_safety_gymnasium_trains(training):
