@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModuleBase
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBase
 from torchrl.checkpoint import GlobalRNGState
 
 from safe_components import keys
@@ -78,6 +78,9 @@ class Loop:
         self._episodes = EpisodeStatistics(task.limits, task.cost_suffixes)
         self._since, self._owed = run.frames, 0.0
         self.episode_costs = torch.empty(0, task.num_costs)
+        # A deterministic policy has no sampled actions.
+        sampled = run.config.run.eval_sampled and isinstance(policy, ProbabilisticTensorDictSequential)
+        self._evaluated = {"eval": True} | ({"eval_sampled": False} if sampled else {})
         self._env: Any = None
         self._collector: Any = None  # of this process
         self._reason = "worker processes collect" if workers else None  # why environments cannot be saved
@@ -255,7 +258,16 @@ class Loop:
         """Evaluate the policy, without a trace in the random streams of training."""
         run, settings = self.run, self.run.config.run
         streams, before = GlobalRNGState(), GlobalRNGState().state_dict()
+        row: dict[str, float] = {}
         with run.watch("evaluating"):
-            ended = evaluate(self.policy, self._eval_env, settings.eval_episodes, seed=settings.seed)
+            for prefix, deterministic in self._evaluated.items():
+                ended = evaluate(
+                    self.policy,
+                    self._eval_env,
+                    settings.eval_episodes,
+                    seed=settings.seed,
+                    deterministic=deterministic,
+                )
+                row |= episode_summary(ended, self.task.limits, prefix, self.task.cost_suffixes)
         streams.load_state_dict(before)
-        return episode_summary(ended, self.task.limits, "eval", self.task.cost_suffixes)
+        return row

@@ -177,9 +177,8 @@ def test_two_costs_two_limits(training):
     costs = ("--cost-limit", 5, 0, "--env.cost-keys", "walls", "speed", "--eval-interval", 400)
     gradient = ("--multiplier", "gradient", "--multiplier.init", 0.5)
     rows, _ = training(ppo_lag, "--total-frames", 800, *costs, *gradient)
-    assert (
-        rows["lambda_walls"][-1] < 0.5 <= rows["lambda_speed"][-1]
-    )  # under the one limit, not under the other
+    # Under the one limit, not under the other.
+    assert rows["lambda_walls"][-1] < 0.5 <= rows["lambda_speed"][-1]
     assert np.isfinite(rows["eval_cost_speed"][-1])
 
 
