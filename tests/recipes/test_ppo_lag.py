@@ -100,7 +100,7 @@ def test_standardized_advantages():
 def test_a_run_leaves_rows_of_defined_metrics(tmp_path, training):
     rows, _ = training(ppo_lag, "--eval-interval", 400, "--loggers", "tensorboard")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "checkpoint", "config.yaml", "curves.png", "metrics.csv", "tensorboard",
+        "checkpoint", "config.yaml", "curves.png", "episodes.csv", "metrics.csv", "tensorboard",
     }  # fmt: skip
     assert rows["frames"].tolist() == [600, 800, 1000, 1200]  # the first after 400 random steps
     assert rows["updates"].tolist() == [8, 16, 24, 32]  # 2 epochs of 4 batches
