@@ -12,6 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from scipy import stats
 
+from safe_components.training import with_gaps
+from safe_components.training.options import cost_suffixes
+
 __all__ = ["over_seeds", "plot_comparison"]
 
 Metrics = Mapping[str, np.ndarray]
@@ -23,12 +26,12 @@ _STYLES = ["-", "--", ":", "-."]
 def over_seeds(runs: Sequence[Metrics], name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return the interquartile mean and the quartiles of a metric over seeds, on a common grid of frames.
 
-    Each seed is interpolated linearly between its rows. It has no value before its first row and after its
-    last row.
+    Each seed is interpolated linearly between its rows. It has no value before its first row, after its last
+    row, and where rows are missing (see `with_gaps`).
 
     Args:
         runs: columns of each seed's ``metrics.csv``; at least ``frames`` and ``name``.
-        name: name of the metric. Rows without a number are left out.
+        name: name of the metric.
 
     Returns:
         ``frames``, ``mean``, ``low`` and ``high``, ``[points]`` each. They are empty if no seed has a number.
@@ -41,9 +44,9 @@ def over_seeds(runs: Sequence[Metrics], name: str) -> tuple[np.ndarray, np.ndarr
     """
     lines = []
     for run in runs:
-        there = np.isfinite(run[name]) if name in run else np.zeros(len(run["frames"]), bool)
-        if there.any():
-            lines.append((run["frames"][there], run[name][there]))
+        frames, values = with_gaps(run["frames"], run[name]) if name in run else (np.empty(0),) * 2
+        if len(frames):
+            lines.append((frames, values))
     if not lines:
         return (np.empty(0),) * 4
     start, end = min(frames[0] for frames, _ in lines), max(frames[-1] for frames, _ in lines)
@@ -64,7 +67,11 @@ def _legend(label: str, seeds: int) -> str:
 
 
 def plot_comparison(
-    variants: Mapping[str, Sequence[Metrics]], limits: Sequence[float], output: Path, title: str = ""
+    variants: Mapping[str, Sequence[Metrics]],
+    limits: Sequence[float],
+    output: Path,
+    title: str = "",
+    suffixes: Sequence[str] | None = None,
 ) -> None:
     """Draw reward and each cost of the training episodes over frames, one line per variant.
 
@@ -76,13 +83,15 @@ def plot_comparison(
         limits: limits of the episodic cost, one per cost signal.
         output: file to write; its suffix determines the format.
         title: text above the figure.
+        suffixes: ends of the names of the costs, from `cost_suffixes`; None numbers them.
 
     Raises:
         ValueError: if no variant has a row.
     """
     if not any(len(run["frames"]) for runs in variants.values() for run in runs):
         raise ValueError("there is nothing to draw: no variant has a row of metrics")
-    names = ["episode_reward", "episode_cost"] + [f"episode_cost_{i}" for i in range(1, len(limits))]
+    costs = cost_suffixes((), len(limits)) if suffixes is None else suffixes
+    names = ["episode_reward", *(f"episode_cost{suffix}" for suffix in costs)]
     # A legend beside the panels stays readable with many variants. It determines the smallest height.
     texts = {label: _legend(label, len(runs)) for label, runs in variants.items()}
     height = max(3.8, 1.0 + 0.23 * (1 + sum(1 + text.count("\n") for text in texts.values())))

@@ -22,6 +22,7 @@ from safe_components.studies.statistics import (
     last_frames,
     summarize,
 )
+from safe_components.training.options import cost_suffixes
 
 __all__ = ["Column", "columns_of", "measure", "write_results"]
 
@@ -44,9 +45,8 @@ def _number(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
 
 
-def columns_of(num_costs: int) -> list[Column]:
-    """Return the columns for this number of cost signals; docs/studies.md defines them."""
-    suffixes = ["", *(f"_{i}" for i in range(1, num_costs))]
+def columns_of(suffixes: Sequence[str] = ("",)) -> list[Column]:
+    """Return the columns for cost signals with these ends of their names; docs/studies.md defines them."""
     frames = "{:,.0f}".format
     return [
         Column("reward", "reward", _number),
@@ -70,14 +70,16 @@ def read_rows(path: Path) -> dict[str, np.ndarray]:
     return {name: np.array([float(row[name] or "nan") for row in table]) for name in names}
 
 
-def measure(run: Mapping[str, np.ndarray], limits: Sequence[float]) -> dict[str, float]:
+def measure(
+    run: Mapping[str, np.ndarray], limits: Sequence[float], suffixes: Sequence[str] = ("",)
+) -> dict[str, float]:
     """Return the numbers of the table for one finished run.
 
     Args:
         run: columns of the run's ``metrics.csv``.
         limits: limits of the episodic cost, m numbers.
+        suffixes: ends of the names of the costs, from `cost_suffixes`.
     """
-    suffixes = ["", *(f"_{i}" for i in range(1, len(limits)))]
     frames, episodes, reward = run["frames"], run["episodes"], run["episode_reward"]
     cost = np.stack([run[f"episode_cost{s}"] for s in suffixes], -1)
     late = last_frames(frames)
@@ -131,7 +133,8 @@ def write_results(directory: Path) -> Path:
     variants = study["variants"]
     first = next(iter(variants.values()))
     limits = first["settings"]["budget.cost_limit"]
-    columns = columns_of(len(limits))
+    suffixes = cost_suffixes(first["settings"]["env.cost_keys"], len(limits))
+    columns = columns_of(suffixes)
     curves, seeds, table, lines = {}, [], [], []
     for label, entry in variants.items():
         places = [directory / entry["place"] / f"seed-{seed}" for seed in entry["seeds"]]
@@ -140,7 +143,7 @@ def write_results(directory: Path) -> Path:
         curves[label] = [run for run in runs if len(run["frames"])]
         measured = []
         for seed, run, over in zip(entry["seeds"], runs, done, strict=True):
-            values = measure(run, limits) if over else {column.name: math.nan for column in columns}
+            values = measure(run, limits, suffixes) if over else {column.name: math.nan for column in columns}
             measured.append(values)
             last = int(run["frames"][-1]) if len(run["frames"]) else 0
             seeds.append({"variant": label, "seed": seed, "frames": last, "finished": over, **values})
@@ -176,5 +179,5 @@ def write_results(directory: Path) -> Path:
     path = directory / "table.md"
     path.write_text("\n".join(text) + "\n", encoding="utf-8")
     if any(curves.values()):
-        plot_comparison(curves, limits, directory / "curves.png", title=where)
+        plot_comparison(curves, limits, directory / "curves.png", where, suffixes)
     return path

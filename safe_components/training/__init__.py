@@ -14,7 +14,7 @@ from safe_components.training.config import (
     with_value,
 )
 from safe_components.training.control import CostControl
-from safe_components.training.curves import plot_curves, plot_diagnosis, read_metrics
+from safe_components.training.curves import plot_curves, plot_diagnosis, read_metrics, with_gaps
 from safe_components.training.deploy import export_policy, load_policy, save_policy
 from safe_components.training.diagnosis import Diagnosis
 from safe_components.training.evaluation import evaluate
@@ -86,6 +86,7 @@ __all__ = [
     "save_policy",
     "scale_steps",
     "validate",
+    "with_gaps",
     "with_noise",
     "with_run",
     "with_value",

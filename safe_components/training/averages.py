@@ -8,11 +8,17 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 
+from safe_components.training.options import cost_suffixes
+
 __all__ = ["Averages", "EpisodeStatistics", "episode_summary"]
 
 
 class Averages:
     """Running means of tensors, which are summed on their own device and read once.
+
+    Args:
+        suffixes: ends of the names of a vector with one element per cost, from `cost_suffixes`. Other vectors
+            are numbered.
 
     Example:
         >>> averages = Averages()
@@ -24,12 +30,13 @@ class Averages:
         {}
     """
 
-    def __init__(self) -> None:
+    def __init__(self, suffixes: Sequence[str] = ()) -> None:
+        self._suffixes = tuple(suffixes)
         # Totals and counts by device, names and lengths. Values added together need one addition.
         self._sums: dict[tuple[torch.device, tuple[tuple[str, int], ...]], tuple[torch.Tensor, int]] = {}
 
     def add(self, values: Mapping[str, torch.Tensor]) -> None:
-        """Add one value of each name; a vector [m] is stored as ``name``, ``name_1``, ``name_2``, ..."""
+        """Add one value of each name; a vector [m] is stored under one name per cost."""
         by_device: dict[torch.device, list[tuple[str, torch.Tensor]]] = {}
         for name, value in values.items():
             row = value.detach().reshape(-1).to(torch.float64)
@@ -52,8 +59,9 @@ class Averages:
         for (_, names), (total, count) in self._sums.items():
             numbers = iter(total.tolist())  # one transfer for values added together
             for name, length in names:
+                suffixes = self._suffixes if length == len(self._suffixes) else cost_suffixes((), length)
                 for index in range(length):
-                    column = f"{name}_{index}" if index else name
+                    column = name + suffixes[index]
                     before, counted = sums.get(column, (0.0, 0))
                     sums[column] = before + next(numbers), counted + count
         return {column: total / count for column, (total, count) in sums.items()}
@@ -72,52 +80,67 @@ class Averages:
 
 
 def episode_summary(
-    reward: torch.Tensor, cost: torch.Tensor, limits: Sequence[float], prefix: str = "episode"
+    ended: Mapping[str, torch.Tensor],
+    limits: Sequence[float],
+    prefix: str = "episode",
+    suffixes: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """Return means over episodes, under the names of ``metrics.csv``; they are NaN without an episode.
 
     Args:
-        reward: undiscounted reward of each episode, [n].
-        cost: undiscounted costs of each episode, [n, m].
+        ended: ``reward`` [n], ``cost`` [n, m] and ``length`` [n] of episodes, as `evaluate` returns them.
         limits: limits on the cost of an episode, m numbers.
         prefix: "episode" for episodes of training, "eval" for those of evaluation.
+        suffixes: ends of the names of the costs, from `cost_suffixes`; None numbers them.
 
     Returns:
-        ``<prefix>_reward``, ``<prefix>_cost`` (then ``_cost_1``, ... for further signals) and
-        ``<prefix>_violation_rate``, the share of episodes over at least one limit.
+        ``<prefix>_reward``, ``<prefix>_cost`` with each suffix, ``<prefix>_violation_rate`` (the share of
+        episodes over at least one limit) and ``<prefix>_length``.
 
     Example:
-        >>> episode_summary(torch.tensor([1.0, 3.0]), torch.tensor([[20.0], [40.0]]), limits=[25.0])
-        {'episode_reward': 2.0, 'episode_cost': 30.0, 'episode_violation_rate': 0.5}
+        >>> ended = {"reward": torch.tensor([1.0, 3.0]), "cost": torch.tensor([[20.0], [40.0]])}
+        >>> episode_summary(ended | {"length": torch.tensor([50.0, 30.0])}, limits=[25.0])
+        {'episode_reward': 2.0, 'episode_cost': 30.0, 'episode_violation_rate': 0.5, 'episode_length': 40.0}
     """
-    columns = [f"{prefix}_reward", f"{prefix}_cost"] + [f"{prefix}_cost_{i}" for i in range(1, len(limits))]
+    names = cost_suffixes((), len(limits)) if suffixes is None else suffixes
+    cost = ended["cost"]
     over = (cost > torch.as_tensor(limits, dtype=cost.dtype)).any(-1).to(cost.dtype)
-    means = torch.cat([reward[:, None], cost, over[:, None]], -1).mean(0).tolist()
-    return dict(zip([*columns, f"{prefix}_violation_rate"], means, strict=True))
+    columns = [ended["reward"][:, None], cost, over[:, None], ended["length"][:, None]]
+    means = torch.cat(columns, -1).mean(0).tolist()
+    quantities = ["reward", *(f"cost{name}" for name in names), "violation_rate", "length"]
+    return {f"{prefix}_{quantity}": mean for quantity, mean in zip(quantities, means, strict=True)}
 
 
 class EpisodeStatistics:
     """Means over the episodes that ended since the last row.
 
-    The batches must hold ``("next", "done")`` and the sums ``("next", "episode_reward")`` and
-    ``("next", "episode_cost")`` that TorchRL's ``RewardSum`` writes.
+    The batches must hold ``("next", "done")``, the sums ``("next", "episode_reward")`` and
+    ``("next", "episode_cost")`` that TorchRL's ``RewardSum`` writes, and the ``("next", "step_count")``
+    of its ``StepCounter``.
 
     Args:
         limits: limits on the cost of an episode, one per cost signal.
+        suffixes: ends of the names of the costs, from `cost_suffixes`; None numbers them.
     """
 
-    def __init__(self, limits: Sequence[float]) -> None:
-        self._limits = tuple(limits)
-        self._ended = [torch.empty(0, 1 + len(self._limits))]
+    def __init__(self, limits: Sequence[float], suffixes: Sequence[str] | None = None) -> None:
+        self._limits, self._suffixes = tuple(limits), suffixes
+        self._ended = [torch.empty(0, 2 + len(self._limits))]
 
     def add(self, batch: TensorDictBase) -> torch.Tensor:
-        """Add the ``n`` episodes that end in ``batch``, of any size, and return their costs ``[n, m]``."""
+        """Add the ``n`` episodes that end in ``batch``, of any size, and return them.
+
+        Returns:
+            ``[n, 2 + m]``: reward, costs and length in steps of the policy, on the CPU, in the order of the
+            batch's elements.
+        """
         step = batch["next"]
         done = step["done"].squeeze(-1)
-        ended = torch.cat([step["episode_reward"][done], step["episode_cost"][done]], -1).cpu()
+        sums, length = (step["episode_reward"], step["episode_cost"]), step["step_count"]
+        ended = torch.cat([*(x[done] for x in sums), length[done].to(sums[0].dtype)], -1).cpu()
         if ended.shape[0]:
             self._ended.append(ended)
-        return ended[:, 1:]
+        return ended
 
     def pop(self) -> dict[str, float]:
         """Return the :func:`episode_summary` of these episodes and their number, ``episodes``."""
@@ -136,4 +159,6 @@ class EpisodeStatistics:
     def peek(self) -> dict[str, float]:
         """Return the summary of :meth:`pop` without beginning anew."""
         table = torch.cat(self._ended)
-        return episode_summary(table[:, 0], table[:, 1:], self._limits) | {"episodes": float(len(table))}
+        ended = {"reward": table[:, 0], "cost": table[:, 1:-1], "length": table[:, -1]}
+        summary = episode_summary(ended, self._limits, suffixes=self._suffixes)
+        return summary | {"episodes": float(len(table))}

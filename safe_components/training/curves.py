@@ -11,7 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-__all__ = ["plot_curves", "plot_diagnosis", "read_metrics"]
+from safe_components.training.options import cost_suffixes
+
+__all__ = ["plot_curves", "plot_diagnosis", "read_metrics", "with_gaps"]
 
 
 def read_metrics(path: Path) -> dict[str, np.ndarray]:
@@ -20,8 +22,34 @@ def read_metrics(path: Path) -> dict[str, np.ndarray]:
     return {name: table[name] for name in table.dtype.names or ()}
 
 
+def with_gaps(frames: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the points of a curve that exist, with a NaN wherever points are missing between two of them.
+
+    Points are missing where two of them are further apart than one and a half times the median distance. A
+    line through the result has a gap there.
+
+    Args:
+        frames: position of each point, ``[n]``, increasing.
+        values: value of each point, ``[n]``; NaN where there is none.
+
+    Example:
+        >>> with_gaps(np.array([1.0, 2, 3, 4, 5]), np.array([7.0, 8, np.nan, 9, 9]))
+        (array([1., 2., 3., 4., 5.]), array([ 7.,  8., nan,  9.,  9.]))
+    """
+    there = np.isfinite(values)
+    x, y = frames[there].astype(float), values[there]
+    distance = np.diff(x)
+    after = np.flatnonzero(distance > 1.5 * np.median(distance)) + 1 if len(distance) else np.empty(0, int)
+    middles = [(x[index - 1] + x[index]) / 2 for index in after]
+    return np.insert(x, after, middles), np.insert(y, after, np.nan)
+
+
 def plot_curves(
-    metrics_files: Sequence[Path], limits: Sequence[float], output: Path, title: str = ""
+    metrics_files: Sequence[Path],
+    limits: Sequence[float],
+    output: Path,
+    title: str = "",
+    suffixes: Sequence[str] | None = None,
 ) -> None:
     """Draw reward and cost over frames, with a thin line for training and a thick line for evaluation.
 
@@ -31,9 +59,11 @@ def plot_curves(
         limits: the cost limit of each cost signal, drawn as a dashed line.
         output: picture to write; its suffix determines the format.
         title: title above the picture.
+        suffixes: ends of the names of the costs, from `cost_suffixes`; None numbers them.
     """
     runs = [read_metrics(path) for path in metrics_files]
-    costs = ["episode_cost"] + [f"episode_cost_{i}" for i in range(1, len(limits))]
+    names = cost_suffixes((), len(limits)) if suffixes is None else suffixes
+    costs = [f"episode_cost{name}" for name in names]
     figure = Figure(figsize=(5.5 * (1 + len(limits)), 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 1 + len(limits), squeeze=False)[0]
@@ -44,12 +74,12 @@ def plot_curves(
             path = metrics_files[index]
             name_of_run = path.parent.name if path.name == "metrics.csv" else path.stem
             label = name_of_run if len(runs) > 1 else "training (sampled actions)"
-            axis.plot(run["frames"], run[name], color=color, linewidth=1, alpha=0.6, label=label)
+            _line(axis, run, name, color=color, linewidth=1, alpha=0.6, label=label)
             if evaluated in run and np.isfinite(run[evaluated]).any():
-                there = np.isfinite(run[evaluated])
-                axis.plot(
-                    run["frames"][there],
-                    run[evaluated][there],
+                _line(
+                    axis,
+                    run,
+                    evaluated,
                     color=color,
                     linewidth=2,
                     marker="o",
@@ -67,7 +97,13 @@ def plot_curves(
     figure.savefig(output, dpi=110)
 
 
-def plot_diagnosis(metrics_file: Path, limits: Sequence[float], output: Path, title: str = "") -> None:
+def plot_diagnosis(
+    metrics_file: Path,
+    limits: Sequence[float],
+    output: Path,
+    title: str = "",
+    suffixes: Sequence[str] | None = None,
+) -> None:
     """Draw the links of the policy improvement: promise and delivery, episodes, and calibration.
 
     Args:
@@ -75,6 +111,7 @@ def plot_diagnosis(metrics_file: Path, limits: Sequence[float], output: Path, ti
         limits: the cost limit of each cost signal; the first one is drawn.
         output: picture to write; its suffix determines the format.
         title: title above the picture.
+        suffixes: ends of the names of the costs, from `cost_suffixes`; None numbers them.
 
     Raises:
         ValueError: if the file holds no diagnosis.
@@ -85,8 +122,8 @@ def plot_diagnosis(metrics_file: Path, limits: Sequence[float], output: Path, ti
     figure = Figure(figsize=(13, 6.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 3, sharex=True)
-    for row, name in zip(axes, ("reward", "cost"), strict=True):
-        color = "C0" if name == "reward" else "C3"
+    cost = f"cost{suffixes[0]}" if suffixes else "cost"
+    for row, name, color in zip(axes, ("reward", cost), ("C0", "C3"), strict=True):
         gain, episodes, slope = row
         for link, style in (("promised", "-"), ("delivered", ":")):
             _line(gain, run, f"{link}_{name}", color=color, linestyle=style, label=link)
@@ -114,7 +151,16 @@ def plot_diagnosis(metrics_file: Path, limits: Sequence[float], output: Path, ti
 
 
 def _line(axis: Axes, run: Mapping[str, np.ndarray], name: str, **style: Any) -> None:
-    """Draw the points that exist of a column."""
+    """Draw the points that exist of a column, with gaps where points are missing."""
     if name in run:
-        there = np.isfinite(run[name])
-        axis.plot(run["frames"][there], run[name][there], **style)
+        frames, values = with_gaps(run["frames"], run[name])
+        axis.plot(frames, values, **style)
+        alone = _alone(values)
+        axis.plot(frames[alone], values[alone], ".", color=style.get("color"), markersize=3)
+
+
+def _alone(values: np.ndarray) -> np.ndarray:
+    """Tell which points have no neighbor, so that no line shows them."""
+    there = np.pad(np.isfinite(values), 1)
+    alone: np.ndarray = there[1:-1] & ~there[:-2] & ~there[2:]
+    return alone

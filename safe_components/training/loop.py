@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModuleBase
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBase
 from torchrl.checkpoint import GlobalRNGState
 
 from safe_components import keys
@@ -74,9 +74,13 @@ class Loop:
         self._acting = policy if explore is None else explore
         self._frames_per_batch = collect.frames_per_batch // run.config.env.frame_skip
         self._collect, self._workers, self._updates_per_frame = collect, workers, pace
-        self._averages, self._episodes = Averages(), EpisodeStatistics(run.config.budget.cost_limit)
+        self._averages = Averages(task.cost_suffixes)
+        self._episodes = EpisodeStatistics(task.limits, task.cost_suffixes)
         self._since, self._owed = run.frames, 0.0
         self.episode_costs = torch.empty(0, task.num_costs)
+        # A deterministic policy has no sampled actions.
+        sampled = run.config.run.eval_sampled and isinstance(policy, ProbabilisticTensorDictSequential)
+        self._evaluated = {"eval": True} | ({"eval_sampled": False} if sampled else {})
         self._env: Any = None
         self._collector: Any = None  # of this process
         self._reason = "worker processes collect" if workers else None  # why environments cannot be saved
@@ -197,7 +201,21 @@ class Loop:
         self._since = self.run.frames
         self.run.advance(steps.numel() * self.run.config.env.frame_skip)
         require_finite(steps, f"frame {self.run.frames}")
-        self.episode_costs = self._episodes.add(steps)
+        ended = self._episodes.add(steps)
+        self.episode_costs = ended[:, 1:-1]
+        self._record_episodes(steps, ended)
+
+    def _record_episodes(self, steps: TensorDictBase, ended: torch.Tensor) -> None:
+        """Write a row of ``episodes.csv`` for each episode that has just ended, in order of time."""
+        done = steps[keys.DONE].squeeze(-1).reshape(-1, steps.shape[-1]).cpu()
+        copies, times = done.nonzero(as_tuple=True)
+        # All copies have taken the step in which an episode ends.
+        frames = self._since + (times + 1) * len(done) * self.run.config.env.frame_skip
+        costs = [f"cost{suffix}" for suffix in self.task.cost_suffixes]
+        for row in times.argsort(stable=True).tolist():
+            reward, *cost, length = ended[row].tolist()
+            episode = {"frames": int(frames[row]), "copy": int(copies[row]), "reward": reward}
+            self.run.log_episode({**episode, **dict(zip(costs, cost, strict=True)), "length": length})
 
     def updates_due(self) -> Iterator[int]:
         """Count the updates that are due after the last batch; yield the number of each within the run."""
@@ -240,7 +258,16 @@ class Loop:
         """Evaluate the policy, without a trace in the random streams of training."""
         run, settings = self.run, self.run.config.run
         streams, before = GlobalRNGState(), GlobalRNGState().state_dict()
+        row: dict[str, float] = {}
         with run.watch("evaluating"):
-            ended = evaluate(self.policy, self._eval_env, settings.eval_episodes, seed=settings.seed)
+            for prefix, deterministic in self._evaluated.items():
+                ended = evaluate(
+                    self.policy,
+                    self._eval_env,
+                    settings.eval_episodes,
+                    seed=settings.seed,
+                    deterministic=deterministic,
+                )
+                row |= episode_summary(ended, self.task.limits, prefix, self.task.cost_suffixes)
         streams.load_state_dict(before)
-        return episode_summary(ended["reward"], ended["cost"], run.config.budget.cost_limit, "eval")
+        return row

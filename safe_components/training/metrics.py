@@ -6,13 +6,15 @@ import csv
 import itertools
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torchrl.record.loggers import get_logger
 
 __all__ = ["MetricsWriter"]
+
+_SCALAR = (bool, int, float, str)
 
 
 class MetricsWriter:
@@ -28,6 +30,7 @@ class MetricsWriter:
         expected: number of rows up to there. If the file holds another number, it was damaged: it is kept
             under another name, and the rows that can be read are continued. None checks nothing.
         say: function that is told about rows that are missing, damaged or dropped.
+        file_name: name of the file in the directory.
 
     Raises:
         ImportError: if a logger's package is not installed; the message names the extra.
@@ -40,13 +43,14 @@ class MetricsWriter:
         keep_until: float = math.inf,
         expected: int | None = None,
         say: Callable[[str], object] = print,
+        file_name: str = "metrics.csv",
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self.path = directory / "metrics.csv"
-        self._loggers = []
+        self.path = directory / file_name
+        self._loggers: dict[str, Any] = {}
         for name in loggers:
             try:
-                self._loggers.append(get_logger(name, str(directory / name), directory.name))
+                self._loggers[name] = get_logger(name, str(directory / name), directory.name)
             except ImportError as error:
                 raise ImportError(
                     f"the {name} logger is not installed: pip install 'safe_components[{name}]'"
@@ -68,7 +72,7 @@ class MetricsWriter:
         # If the process was killed while writing, the last row may be cut short.
         torn = sum(not _is_whole(row) for row in table[:-1])
         if torn or (expected is not None and len(kept) != expected):
-            copy = _free_name(self.path.with_name("metrics.damaged.csv"))
+            copy = _free_name(self.path.with_name(f"{self.path.stem}.damaged.csv"))
             shutil.copyfile(self.path, copy)
             of = "" if expected is None else f" of {expected}"
             say(
@@ -90,6 +94,21 @@ class MetricsWriter:
             out.writerows(rows)
         partial.replace(self.path)
 
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Give the configuration to W&B, and to TensorBoard as hyperparameters.
+
+        Args:
+            config: nested plain data, from `config_to_dict`.
+        """
+        if (wandb := self._loggers.get("wandb")) is not None:
+            wandb.log_hparams(dict(config))
+        if (tensorboard := self._loggers.get("tensorboard")) is not None:
+            flat = {
+                path: value if isinstance(value, _SCALAR) else str(value) for path, value in _flat(config)
+            }
+            # "." keeps them in the directory of the metrics; TorchRL's call would begin another run.
+            tensorboard.experiment.add_hparams(flat, {}, run_name=".")
+
     def write(self, row: Mapping[str, float]) -> None:
         """Append a row, which must hold ``frames``, and pass it to the loggers."""
         if new := [key for key in row if key not in self._columns]:
@@ -99,10 +118,10 @@ class MetricsWriter:
             self._columns += new
             self._rewrite(before)
             self._file = self.path.open("a", newline="", encoding="utf-8")
-        cells = {key: "" if math.isnan(value) else f"{value:.8g}" for key, value in row.items()}
+        cells = {key: _cell(value) for key, value in row.items()}
         csv.DictWriter(self._file, self._columns, restval="").writerow(cells)
         self._file.flush()
-        for logger in self._loggers:
+        for logger in self._loggers.values():
             for key, value in row.items():
                 if not math.isnan(value):
                     logger.log_scalar(key, value, step=int(row["frames"]))
@@ -112,9 +131,24 @@ class MetricsWriter:
         try:
             self._file.close()
         finally:
-            for logger in self._loggers:
+            for logger in self._loggers.values():
                 if hasattr(logger.experiment, "close"):
                     logger.experiment.close()
+
+
+def _cell(value: float) -> str:
+    """Return a number as text: whole numbers, such as frames, in full."""
+    if isinstance(value, int):
+        return str(value)
+    return "" if math.isnan(value) else f"{value:.8g}"
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _is_whole(row: Mapping[str | None, Any]) -> bool:

@@ -28,10 +28,12 @@ from safe_components.training.curves import plot_curves, plot_diagnosis, read_me
 from safe_components.training.deploy import PolicyFile
 from safe_components.training.interrupt import StopRequest
 from safe_components.training.metrics import MetricsWriter
-from safe_components.training.options import RecipeConfig
+from safe_components.training.options import RecipeConfig, cost_suffixes
 from safe_components.training.stopwatch import Stopwatch
 
-__all__ = ["Run"]
+__all__ = ["EPISODES_FILE", "Run"]
+
+EPISODES_FILE = "episodes.csv"
 
 # The version of MuJoCo changes the physics, and those of the other packages change the numbers.
 _RECORDED = (
@@ -72,6 +74,7 @@ class Run:
 
     - ``config.yaml``: the settings and the package versions.
     - ``metrics.csv``: one row per iteration.
+    - ``episodes.csv``: one row per training episode.
     - ``checkpoint/``: the two newest checkpoints (see `Checkpoints`).
     - ``curves.png``: the learning curves; CVPO adds ``diagnosis.png`` (docs/diagnosis.md).
     - one directory per logger.
@@ -110,7 +113,7 @@ class Run:
         ...     run.advance(100)
         ...     run.log({"episode_reward": 1.0, "episode_cost": 0.0})
         >>> sorted(path.name for path in directory.iterdir())
-        ['checkpoint', 'config.yaml', 'curves.png', 'metrics.csv']
+        ['checkpoint', 'config.yaml', 'curves.png', 'episodes.csv', 'metrics.csv']
     """
 
     def __init__(self, config: RecipeConfig, **components: Any) -> None:
@@ -133,6 +136,8 @@ class Run:
             self._metrics = MetricsWriter(
                 directory, settings.loggers, keep_until=self._clock.row_frames, expected=self._clock.rows
             )
+            self._metrics.log_config(config_to_dict(config))
+            self._episodes = MetricsWriter(directory, keep_until=self.frames, file_name=EPISODES_FILE)
         self._bar = tqdm(
             total=settings.total_frames,
             initial=min(self.frames, settings.total_frames),
@@ -239,6 +244,10 @@ class Run:
             known = {key: metrics[key] for key in shown if not math.isnan(metrics.get(key, math.nan))}
             self._bar.set_postfix({key.removeprefix("episode_"): f"{known[key]:.3g}" for key in known})
 
+    def log_episode(self, episode: Mapping[str, float]) -> None:
+        """Write a row of ``episodes.csv``, with the ``frames`` at which the episode ended."""
+        self._episodes.write(episode)
+
     def save(self) -> Path:
         """Write a checkpoint of every component and return its path.
 
@@ -256,9 +265,10 @@ class Run:
         path, limits = self._metrics.path, self.config.budget.cost_limit
         title = f"{self.config.env.id}, seed {self.config.run.seed}"
         if path.stat().st_size:
-            plot_curves([path], limits, self.directory / "curves.png", title)
+            names = cost_suffixes(self.config.env.cost_keys, len(limits))
+            plot_curves([path], limits, self.directory / "curves.png", title, names)
             if "promised_reward" in read_metrics(path):
-                plot_diagnosis(path, limits, self.directory / "diagnosis.png", title)
+                plot_diagnosis(path, limits, self.directory / "diagnosis.png", title, names)
 
     def __enter__(self) -> Run:
         self._stop.__enter__()
@@ -280,7 +290,7 @@ class Run:
     def _close(self, error: BaseException | None) -> None:
         """Draw the curves and close the files; tell where the run ended if an error ended it."""
         failed = []
-        for step in (self.draw, self._bar.close, self._metrics.close):
+        for step in (self.draw, self._bar.close, self._metrics.close, self._episodes.close):
             try:
                 step()
             except Exception as late:  # after an error, such as a full disk, the first error is what counts

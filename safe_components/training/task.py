@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from tensordict import TensorDictBase
-from torchrl.envs import Compose, EnvBase, ObservationNorm, RewardSum, TransformedEnv
+from torchrl.envs import Compose, EnvBase, ObservationNorm, RewardSum, StepCounter, TransformedEnv
 
 from safe_components import keys
 from safe_components.envs import make_env
@@ -84,7 +84,7 @@ class Task:
         return int(steps) // env.frame_skip
 
     def training_env(self, seed: int) -> EnvBase:
-        """Make environments that scale observations and sum reward and cost over each episode."""
+        """Make environments that scale observations, and sum reward, cost and steps over each episode."""
         return _training_env(self._make, self.norm, self._settings | {"seed": seed})
 
     def worker_env(self, workers: int) -> Callable[[], EnvBase]:
@@ -119,4 +119,4 @@ class Task:
 
 def _training_env(make: Callable[..., EnvBase], norm: ObservationNorm, settings: dict[str, Any]) -> EnvBase:
     sums = RewardSum(in_keys=["reward", "cost"], out_keys=["episode_reward", "episode_cost"])
-    return TransformedEnv(make(**settings), Compose(sums, norm.clone()))
+    return TransformedEnv(make(**settings), Compose(sums, StepCounter(), norm.clone()))

@@ -27,7 +27,7 @@ SMALL = ("--total-frames", 1000, "--collect.warmup-frames", 40, "--cost-limit", 
 
 def recomputed(directory, recipe, rows, costs=1):
     """The multiplier's sequence, from the costs in the table alone."""
-    names = ["episode_cost", *(f"episode_cost_{i}" for i in range(1, costs))]
+    names = ["episode_cost"] if costs == 1 else ["episode_cost_walls", "episode_cost_speed"]
     config = load_config(recipe.Config, directory)
     multiplier = config.multiplier.make(config.budget.cost_limit)
     observed = np.stack([rows[name] for name in names], -1)
@@ -101,10 +101,10 @@ def test_sac_lag_with_two_costs_and_two_limits(tmp_path, training):
     rows, _ = training(sac_lag, *flags)
     observed, expected = recomputed(tmp_path / "run", sac_lag, rows, costs=2)
     assert observed[:, 0].max() > 2.0
-    for i, name in enumerate(["lambda", "lambda_1"]):
+    for i, name in enumerate(["lambda_walls", "lambda_speed"]):
         np.testing.assert_allclose(rows[name], expected[:, i], rtol=1e-5, atol=1e-6)
     assert np.abs(expected[:, 0] - expected[:, 1]).max() > 1e-3
-    assert np.isfinite(rows["actor_q_cost_1"]).all()
+    assert np.isfinite(rows["actor_q_cost_speed"]).all()
 
 
 def test_cal_replaces_the_multiplier_by_the_augmented_one(training):

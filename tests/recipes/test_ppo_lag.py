@@ -101,7 +101,7 @@ def test_standardized_advantages():
 def test_a_run_leaves_rows_of_defined_metrics(tmp_path, training):
     rows, _ = training(ppo_lag, "--eval-interval", 400, "--loggers", "tensorboard")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "checkpoint", "config.yaml", "curves.png", "metrics.csv", "tensorboard",
+        "checkpoint", "config.yaml", "curves.png", "episodes.csv", "metrics.csv", "tensorboard",
     }  # fmt: skip
     assert rows["frames"].tolist() == [600, 800, 1000, 1200]  # the first after 400 random steps
     assert rows["updates"].tolist() == [8, 16, 24, 32]  # 2 epochs of 4 batches
@@ -178,8 +178,9 @@ def test_two_costs_two_limits(training):
     costs = ("--cost-limit", 5, 0, "--env.cost-keys", "walls", "speed", "--eval-interval", 400)
     gradient = ("--multiplier", "gradient", "--multiplier.init", 0.5)
     rows, _ = training(ppo_lag, "--total-frames", 800, *costs, *gradient)
-    assert rows["lambda"][-1] < 0.5 <= rows["lambda_1"][-1]  # under the one limit, not under the other
-    assert np.isfinite(rows["eval_cost_1"][-1])
+    # Under the one limit, not under the other.
+    assert rows["lambda_walls"][-1] < 0.5 <= rows["lambda_speed"][-1]
+    assert np.isfinite(rows["eval_cost_speed"][-1])
 
 
 def test_safety_gymnasium_trains(training):

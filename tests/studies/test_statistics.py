@@ -147,7 +147,8 @@ def test_seeds_meet_on_a_common_grid():
     rng = np.random.default_rng(4)
     # Straight lines, so that interpolation is exact wherever the rows lie.
     slopes = rng.normal(size=5)
-    runs = [run(f := np.sort([0.0, *rng.uniform(0, 100, 20), 100.0]), x=s * f) for s in slopes]
+    runs = [run(f := np.array([0.0, *(np.arange(5, 100, 5) + rng.uniform(-1, 1, 19)), 100.0]), x=s * f)
+            for s in slopes]  # fmt: skip
     frames, mean, low, high = over_seeds(runs, "x")
     assert frames[0] == 0
     assert frames[-1] == 100
@@ -162,6 +163,15 @@ def test_a_seed_counts_only_where_it_has_rows():
     assert set(mean[frames < 50]) == {2.0}
     assert set(mean[frames > 50]) == {1.0}
     assert [len(column) for column in over_seeds(runs[2:], "x")] == [0, 0, 0, 0]
+
+
+def test_a_seed_has_no_value_where_its_rows_are_missing():
+    frames = np.arange(0.0, 101, 10)
+    whole, broken = run(frames, x=frames * 0 + 1), run(frames, x=np.where(abs(frames - 50) < 15, NAN, 3))
+    grid, mean, _, _ = over_seeds([whole, broken], "x")
+    inside = (grid > 30) & (grid < 70)
+    assert set(mean[inside]) == {1.0}
+    assert set(mean[(grid < 30) | (grid > 70)]) == {2.0}
 
 
 def test_the_figure_has_a_panel_for_each_cost_and_refuses_to_be_empty(tmp_path):

@@ -34,7 +34,8 @@ def batch_of_episodes():
     shape = (4, 10)
     done = torch.zeros(*shape, 1, dtype=torch.bool)
     done[:, -1] = True
-    step = {"done": done, "episode_reward": torch.rand(*shape, 1), "episode_cost": torch.rand(*shape, 1)}
+    sums = {f"episode_{name}": torch.rand(*shape, 1) for name in ("reward", "cost")}
+    step = {"done": done, **sums, "step_count": torch.ones(*shape, 1, dtype=torch.int64)}
     return TensorDict({"observation": torch.rand(*shape, 3), "next": TensorDict(step, shape)}, shape)
 
 

@@ -16,6 +16,7 @@ from safe_components.training import (
     plot_curves,
     read_metrics,
     require_finite,
+    with_gaps,
 )
 
 
@@ -75,12 +76,23 @@ def test_averages_weigh_each_call_once():
     assert averages.pop() == {}
 
 
-def _batch(done, reward, cost):
+def test_several_costs_keep_their_names():
+    averages = Averages(["_walls", "_speed"])
+    averages.add({"lambda": torch.tensor([1.0, 3.0]), "eta": torch.tensor(1), "other": torch.ones(3)})
+    other = {"other": 1.0, "other_1": 1.0, "other_2": 1.0}
+    assert averages.pop() == {"lambda_walls": 1.0, "lambda_speed": 3.0, "eta": 1.0, **other}
+    ended = {"reward": torch.ones(1), "cost": torch.tensor([[2.0, 3.0]]), "length": torch.ones(1)}
+    summary = episode_summary(ended, [9.0, 9.0], "eval", ["_walls", "_speed"])
+    assert (summary["eval_cost_walls"], summary["eval_cost_speed"]) == (2.0, 3.0)
+
+
+def _batch(done, reward, cost, length):
     done = torch.tensor(done)[..., None]
     inside = {
         "done": done,
         "episode_reward": torch.tensor(reward)[..., None],
         "episode_cost": torch.tensor(cost),
+        "step_count": torch.tensor(length)[..., None],
     }
     return TensorDict({"next": TensorDict(inside, done.shape[:-1])}, done.shape[:-1])
 
@@ -92,6 +104,7 @@ def test_only_ended_episodes_count():
             [[False, True], [True, False]],
             [[1.0, 2.0], [4.0, 9.0]],
             [[[9.0, 9.0], [10.0, 0.5]], [[30.0, 0.0], [9.0, 9.0]]],
+            [[6, 7], [4, 1]],
         )
     )
     assert statistics.pop() == {
@@ -99,6 +112,7 @@ def test_only_ended_episodes_count():
         "episode_cost": 20.0,
         "episode_cost_1": 0.25,
         "episode_violation_rate": 0.5,
+        "episode_length": 5.5,
         "episodes": 2.0,
     }
     empty = statistics.pop()
@@ -107,7 +121,8 @@ def test_only_ended_episodes_count():
 
 
 def test_a_cost_at_the_limit_is_no_violation():
-    summary = episode_summary(torch.ones(2), torch.tensor([[25.0], [25.1]]), [25.0], "eval")
+    ended = {"reward": torch.ones(2), "cost": torch.tensor([[25.0], [25.1]]), "length": torch.ones(2)}
+    summary = episode_summary(ended, [25.0], "eval")
     assert summary["eval_violation_rate"] == 0.5
 
 
@@ -126,6 +141,64 @@ def test_the_first_bad_key_and_its_step_are_named(bad):
 
 def test_a_finite_sum_that_overflows_is_no_error():
     require_finite(TensorDict({"q": torch.full((4,), 3e38)}, []), "frame 0")
+
+
+@pytest.mark.parametrize(
+    ("frames", "values", "gaps"),
+    [
+        ([1, 2, 3, 4, 5], [7, 7, math.nan, 7, 7], [3]),  # no number in a row
+        ([1, 2, 5, 6, 7], [7, 7, 7, 7, 7], [3.5]),  # rows are missing
+        ([1, 2, 3, 4, 5, 6, 7], [math.nan, 7] * 3 + [math.nan], []),  # evaluated in every other row
+        ([1, 2, 3, 4, 5, 6, 7, 8, 9], [7, math.nan, 7, math.nan, math.nan, math.nan, 7, math.nan, 7], [5]),
+        ([1, 2, 3, 3.2], [7, 7, 7, 7], []),  # the last one comes early
+        ([1, 9], [7, 7], []),
+        ([1], [math.nan], []),
+        ([], [], []),
+    ],
+)
+def test_a_curve_has_gaps_where_points_are_missing(frames, values, gaps):
+    x, y = with_gaps(np.array(frames, float), np.array(values, float))
+    assert x[np.isnan(y)].tolist() == gaps
+    there = np.isfinite(np.array(values, float))
+    assert x[~np.isnan(y)].tolist() == np.array(frames, float)[there].tolist()
+    assert (np.diff(x) > 0).all()
+
+
+def test_tensorboard_gets_hyperparameters_beside_the_metrics(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    writer = MetricsWriter(tmp_path, loggers=("tensorboard",))
+    writer.log_config({"policy": {"lr": 0.25, "hidden_sizes": [8, 8]}, "budget": {"start": None}})
+    writer.write({"frames": 10, "eta": 2.0})
+    writer.close()
+    (directory,) = {path.parent for path in (tmp_path / "tensorboard").rglob("events*")}
+    events = EventAccumulator(str(directory)).Reload()
+    assert events.Tags()["scalars"] == ["frames", "eta"]
+    content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    for part in (b"policy.lr", b"policy.hidden_sizes", b"[8, 8]", b"budget.start", b"None"):
+        assert part in content
+
+
+def test_wandb_gets_the_configuration(tmp_path, monkeypatch):
+    told = []
+
+    class Logger:
+        experiment = None
+        log_hparams = told.append
+
+    monkeypatch.setattr("safe_components.training.metrics.get_logger", lambda *_: Logger)
+    config = {"policy": {"lr": 0.25}}
+    writer = MetricsWriter(tmp_path, loggers=("wandb",))
+    writer.log_config(config)
+    writer.close()
+    assert told == [config]
+
+
+def test_whole_numbers_are_written_in_full(tmp_path):
+    writer = MetricsWriter(tmp_path, file_name="episodes.csv")
+    writer.write({"frames": 1_234_567_891, "reward": 0.1})
+    writer.close()
+    assert (tmp_path / "episodes.csv").read_text() == "frames,reward\n1234567891,0.1\n"
 
 
 def test_the_picture_holds_one_panel_a_signal(tmp_path):

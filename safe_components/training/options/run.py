@@ -100,9 +100,11 @@ class RunConfig:
     log_interval: Count = 5_000
     """frames between rows of metrics.csv"""
     eval_interval: Whole = 25_000
-    """frames between evaluations of the deterministic policy; 0 turns evaluation off"""
+    """frames between evaluations; 0 turns evaluation off"""
     eval_episodes: Copies = 10
-    """episodes per evaluation"""
+    """episodes per evaluation, of each kind of action"""
+    eval_sampled: bool = True
+    """evaluate sampled actions, too, in addition to the mean action"""
     checkpoint_interval: Count = 25_000
     """frames between checkpoints, and so the most that a killed run loses"""
     loggers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
