@@ -75,6 +75,7 @@ def make_safety_gymnasium(
         raise ValueError(f"max_episode_steps is {max_episode_steps}; it must be at least 1, or None")
     from safety_gymnasium.wrappers import SafeTimeLimit
 
+    recipe = (env_id, fast, max_episode_steps, dict(kwargs))
     spec = copy.deepcopy(gymnasium.spec(env_id))
     if "config" in kwargs:
         kwargs["config"] = {**spec.kwargs.get("config", {}), **kwargs["config"]}
@@ -91,11 +92,31 @@ def make_safety_gymnasium(
     if task is not None and max_episode_steps is not None:
         task.num_steps = max_episode_steps  # navigation tasks also count their steps
     env.unwrapped.spec = spec
+    type(env).__reduce_ex__ = _reduce  # type: ignore[method-assign]  # its own makes it without its arguments
+    vars(env)["_made_with"] = recipe
     if fast:
         accelerate(env)
     limit = max_episode_steps or spec.max_episode_steps
     limited: gymnasium.Env[Any, Any] = SafeTimeLimit(gymnasium.wrappers.OrderEnforcing(env), limit)
     return limited
+
+
+def _reduce(env: Any, protocol: Any) -> tuple[Any, ...]:
+    """Pickle or deep-copy an environment as the arguments that make it, and its state."""
+    from safe_components.envs.object_state import read_object  # it needs torch, and this package does not
+
+    started = getattr(env, "steps", 0) is not None
+    return _remake, (*env._made_with, read_object(env) if started else None)
+
+
+def _remake(env_id: str, fast: bool, limit: int | None, kwargs: dict[str, Any], state: Any) -> Any:
+    from safe_components.envs.object_state import write_object  # as above
+
+    env: Any = make_safety_gymnasium(env_id, fast=fast, max_episode_steps=limit, **kwargs).unwrapped
+    if state is not None:
+        env.reset(seed=0)
+        write_object(env, state)
+    return env
 
 
 def _unknown(env_id: str, known: list[str]) -> Exception:
