@@ -88,16 +88,17 @@ class MStepLoss(BaseLoss):
         trust_region: `HardTrustRegion`, `SoftTrustRegion`, `NoTrustRegion` or a module
             ``(C_μ, C_Σ) -> TrustRegionTerms``.
         likelihood: ``"decoupled"`` or ``"joint"``.
-        check_weights: raise if the weights of a state do not sum to 1 within 1e-3. ``None`` checks on the
-            CPU only, because on a GPU the check makes the host wait. Under ``torch.compile`` and
-            ``torch.vmap``, values cannot be read, and nothing is checked.
+        check_weights: raise if the weights of a state do not sum to 1 within 1e-3, or the loss is not finite.
+            ``None`` checks on the CPU only, because on a GPU the check makes the host wait. Under
+            ``torch.compile`` and ``torch.vmap``, values cannot be read, and nothing is checked.
         reduction: of ``loss_policy`` over the states: ``"mean"``, ``"sum"``, or ``"none"`` for the loss
             ``[B]`` of each state, which holds the state's own likelihood. The penalty is that of the mean
             divergences in any case, so the mean of these losses is the loss of ``"mean"``.
 
     Raises:
         ValueError: if ``likelihood`` or ``reduction`` is unknown; in ``prepare`` and ``forward``, if shapes
-            do not fit, the batch is empty, or the weights do not sum to 1.
+            do not fit, the batch is empty, the weights do not sum to 1, or the loss is not finite because the
+            covariance is too close to singular for its number format.
         KeyError: in ``prepare`` and ``forward``, if the policy does not write ``loc`` and ``scale_tril``.
 
     Source: CVPO (Liu et al. 2022, arXiv 2201.11927), M-step; the decoupling is MPO's (Abdolmaleki et al.
@@ -233,6 +234,8 @@ class MStepLoss(BaseLoss):
         means, fit = self._fit(old, loc, scale_tril)
         terms: TrustRegionTerms = self.trust_region(means.kl_mean, means.kl_cov)
         loss = terms.penalty - fit
+        if self._may_read(loss) and not bool(loss.isfinite().all()):
+            raise _not_finite(loss, scale_tril)
         return TensorDict(
             {
                 "loss_policy": loss.sum() if self.reduction == "sum" else loss,
@@ -290,6 +293,11 @@ class MStepLoss(BaseLoss):
         own, held = [t for t in own if t is not None], list(_leaves(self.policy_params))
         return len(own) == len(held) and all(map(operator.is_, own, held))
 
+    def _may_read(self, values: Tensor) -> bool:
+        """Whether values are checked: none is known while the call is traced."""
+        check = self.check_weights if self.check_weights is not None else values.device.type == "cpu"
+        return check and not torch.compiler.is_compiling() and not transformed()
+
     def _check(self, action: Tensor, weight: Tensor, loc: Tensor, scale_tril: Tensor) -> None:
         size = loc.shape[-1]
         if scale_tril.shape != (*loc.shape, size):
@@ -302,14 +310,23 @@ class MStepLoss(BaseLoss):
                 f"loc {tuple(loc.shape)}, got {tuple(action.shape)} and {tuple(weight.shape)}"
             )
         require_states(weight.shape[:-1], "the batch of particles")
-        check = self.check_weights if self.check_weights is not None else weight.device.type == "cpu"
-        if check and not torch.compiler.is_compiling() and not transformed():
+        if self._may_read(weight):
             error = float((weight.sum(-1) - 1.0).abs().max())
             if not error <= 1e-3:  # also catches NaN
                 raise ValueError(
                     f"the particles' weights must sum to 1 in every state; they miss it by up to "
                     f"{error:.3g}. Run the E-step first or normalize them"
                 )
+
+
+def _not_finite(loss: Tensor, scale_tril: Tensor) -> ValueError:
+    scale_tril = scale_tril.detach()
+    largest, least = float(scale_tril.abs().max()), float(scale_tril.diagonal(dim1=-2, dim2=-1).min())
+    return ValueError(
+        f"loss_policy is not finite: the policy's scale_tril has entries up to {largest:.3g} and a diagonal "
+        f"down to {least:.3g}, and a covariance so close to singular cannot be inverted in {loss.dtype}. "
+        "Scale the observations to order 1, or use a diagonal covariance or float64"
+    )
 
 
 def _leaves(params: TensorDictBase) -> Iterator[Tensor]:

@@ -110,3 +110,15 @@ def test_the_evaluations_that_decide_feasibility_are_counted(limit, calls, infea
     solution = solve(q_reward, q_cost, 0.05, torch.tensor([limit]), infeasible=infeasible)
     assert len(solve.counts) == calls
     assert int(solution.iterations) == sum(solve.counts)
+
+
+@pytest.mark.parametrize("max_iterations", [1, 2])
+def test_a_doubt_alone_is_no_proof_that_limits_cannot_be_met(max_iterations):
+    """A solve that stops too early leaves a doubt; only the recovery dual's value decides."""
+    generator = torch.Generator().manual_seed(0)
+    q_reward = torch.randn(20, 8, generator=generator, dtype=torch.float64)
+    q_cost = q_reward.unsqueeze(-1) + torch.randn(20, 8, 1, generator=generator, dtype=torch.float64)
+    solution = NewtonDualSolver(max_iterations=max_iterations)(q_reward, q_cost, 0.1, torch.tensor([-0.4]))
+    assert not bool(solution.converged)
+    assert bool(solution.feasible)
+    assert not bool(solution.recovered)

@@ -589,3 +589,24 @@ def test_a_step_compiles_to_one_graph_with_the_same_result():
         gradient = torch.autograd.grad(out[0] + out[1], list(loss.parameters()))
         results.append([*(x.detach() for x in out), *gradient])
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3, 1e5, 1e7])
+@pytest.mark.parametrize("covariance", ["full", "diagonal"])
+def test_large_observations_give_finite_gradients(covariance, scale):
+    policy, batch = problem(size=2, covariance=covariance, dtype=torch.float32)
+    loss, _ = attached(policy, HardTrustRegion(0.01, 0.001))
+    batch["observation"] *= scale
+    out = loss(batch)
+    (out["loss_policy"] + out["loss_trust_region"]).backward()
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in loss.parameters())
+
+
+@pytest.mark.parametrize("likelihood", ["decoupled", "joint"])
+def test_a_covariance_that_cannot_be_inverted_is_named(likelihood):
+    """Entries of a full covariance that are 1e9 times its diagonal, six times in a row."""
+    policy, batch = problem(size=6, dtype=torch.float32)
+    loss, _ = attached(policy, HardTrustRegion(0.01, 0.001), likelihood=likelihood)
+    batch["observation"] *= 1e9
+    with pytest.raises(ValueError, match=r"cannot be inverted in torch\.float32. Scale the observations"):
+        loss(batch)
