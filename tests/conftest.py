@@ -1,6 +1,7 @@
 """Fixtures that tests of several folders share."""
 
 import os
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -10,6 +11,9 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from small_runs import train
+
+# Without the dev extra's Hypothesis, the properties are left out.
+collect_ignore = [] if find_spec("hypothesis") else ["laws/test_properties.py"]
 
 
 @pytest.fixture
