@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as StillWaiting  # before Python 3.11 not the built-in one
@@ -98,11 +100,20 @@ class OverlappedCollector:
         """Use the policy's new weights from the next request on, when the loop asks for its next batch."""
         self._outdated = True
 
-    def shutdown(self) -> None:
-        """Wait for the requested batch, discard it and end the workers."""
+    def shutdown(self, timeout: float = 10.0) -> None:
+        """Discard the requested batch and end the workers.
+
+        Args:
+            timeout: seconds after which workers that have not delivered the batch, such as frozen ones, are
+                killed.
+        """
         if self._pending is not None:
-            with contextlib.suppress(ChildProcessError):
-                self._wait(self._pending)
+            try:
+                self._wait(self._pending, timeout)
+            except ChildProcessError:
+                for process in self._collector.procs:
+                    with contextlib.suppress(ValueError):  # TorchRL has closed it
+                        process.kill()
         threads = torch.get_num_threads()
         self._collector.shutdown()
         torch.set_num_threads(threads)  # TorchRL adds one for each worker
@@ -125,12 +136,14 @@ class OverlappedCollector:
         except BaseException as error:  # ``_wait`` raises it
             future.set_exception(error)
 
-    def _wait(self, pending: Future[TensorDictBase]) -> TensorDictBase:
+    def _wait(self, pending: Future[TensorDictBase], timeout: float = math.inf) -> TensorDictBase:
+        end = time.monotonic() + timeout
         while True:
             try:
                 return pending.result(timeout=1.0)
             except StillWaiting:
-                if all(_alive(process) for process in self._collector.procs):
+                alive = all(_alive(process) for process in self._collector.procs)
+                if alive and time.monotonic() < end:
                     continue
                 reason = "it did not answer"
             except RuntimeError as error:

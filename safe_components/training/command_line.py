@@ -42,6 +42,10 @@ _MAY_CHANGE = (
     "run.progress",
     "run.threads",
     "run.traceback",
+    "run.log_interval",
+    "run.checkpoint_interval",
+    "run.eval_episodes",
+    "collect.workers",
     "execution.mode",
 )
 

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType, TracebackType
 
 __all__ = ["StopRequest", "workers_ignore_interrupt"]
@@ -57,14 +58,13 @@ class StopRequest:
 def workers_ignore_interrupt() -> Iterator[None]:
     """Return a context whose new processes ignore Ctrl-C, which a terminal sends to the whole process group.
 
-    The processes inherit the handler, and the parent's own handler is restored at the end of the context. The
-    parent alone then decides when to stop, and it can shut down its workers in order.
+    The signal is blocked, and the processes inherit that. The parent alone then decides when to stop, and it
+    can shut down its workers in order. A Ctrl-C inside the context reaches the parent at its end.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Python starts this helper process with the first other one, and lifts the block as it does so.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -46,6 +46,10 @@ def explained_errors(traceback: bool) -> Iterator[None]:
     logging.getLogger("torchrl").setLevel(logging.WARNING)  # its notices would break the progress bar
     try:
         yield
+    except KeyboardInterrupt:  # the run has said where it stopped
+        if traceback:
+            raise
+        raise SystemExit(130) from None
     except _EXPLAINED as error:
         if traceback:
             raise

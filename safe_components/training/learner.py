@@ -33,6 +33,13 @@ class Learner(nn.Module):
         """
         raise NotImplementedError
 
+    def follow_policy(self) -> None:
+        """Set the copies of the policy (a reference or target policy) to the policy's present parameters."""
+        for module in self.modules():
+            target = getattr(module, "target_policy_params", None)
+            if target is not None:
+                target.data.update_(module.policy_params.data)
+
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """The optimizers by name, such as ``critics.optim``."""

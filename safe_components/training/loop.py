@@ -15,7 +15,7 @@ from safe_components.collectors import OverlappedCollector, make_collector
 from safe_components.envs.base import ConstrainedEnv, StateError
 from safe_components.training.averages import Averages, EpisodeStatistics, episode_summary
 from safe_components.training.evaluation import evaluate
-from safe_components.training.guards import require_finite
+from safe_components.training.guards import require_bounded_losses, require_finite
 from safe_components.training.interrupt import workers_ignore_interrupt
 from safe_components.training.options import CollectConfig, OffPolicyCollectConfig
 from safe_components.training.run import Run
@@ -77,6 +77,7 @@ class Loop:
         self._averages = Averages(task.cost_suffixes)
         self._episodes = EpisodeStatistics(task.limits, task.cost_suffixes)
         self._since, self._owed = run.frames, 0.0
+        self._largest = 0.0  # reward or cost of a step
         self.episode_costs = torch.empty(0, task.num_costs)
         # A deterministic policy has no sampled actions.
         sampled = run.config.run.eval_sampled and isinstance(policy, ProbabilisticTensorDictSequential)
@@ -91,6 +92,7 @@ class Loop:
         """Return the updates owed, the averages of the next row, and the state of the environments."""
         return {
             "owed": self._owed,
+            "largest": self._largest,
             "averages": self._averages.state_dict(),
             "episodes": self._episodes.state_dict(),
             "collection": self._collection(),
@@ -98,7 +100,7 @@ class Loop:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned; :meth:`collect` restores the environments."""
-        self._owed = state["owed"]
+        self._owed, self._largest = state["owed"], state["largest"]
         self._averages.load_state_dict(state["averages"])
         self._episodes.load_state_dict(state["episodes"])
         self._restored = state["collection"]
@@ -201,6 +203,8 @@ class Loop:
         self._since = self.run.frames
         self.run.advance(steps.numel() * self.run.config.env.frame_skip)
         require_finite(steps, f"frame {self.run.frames}")
+        signals = torch.cat([steps[keys.REWARD], steps[keys.COST]], -1)
+        self._largest = max(self._largest, float(signals.abs().max()))
         ended = self._episodes.add(steps)
         self.episode_costs = ended[:, 1:-1]
         self._record_episodes(steps, ended)
@@ -236,13 +240,12 @@ class Loop:
             shown: names of metrics that the progress bar shows in addition to reward and cost.
 
         Raises:
-            FloatingPointError: if a metric is not finite.
+            FloatingPointError: if a metric is not finite, or if a critic diverges.
         """
         run, settings = self.run, self.run.config.run
         due = run.due(settings.log_interval, self._since)
         if due or run.finished:
-            learned = self._averages.peek()
-            require_finite(learned, f"frame {run.frames}")
+            learned = self._checked_averages()
             row = self._episodes.peek() | learned
             if due:
                 self._averages.pop()
@@ -252,7 +255,14 @@ class Loop:
                 row |= self._evaluate()
             run.log(row, shown=("episode_reward", "episode_cost", *shown), extra=not due)
         if run.due(settings.checkpoint_interval, self._since):
+            self._checked_averages()  # a checkpoint of a critic that has diverged is of no use
             run.save()
+
+    def _checked_averages(self) -> dict[str, float]:
+        averages, where = self._averages.peek(), f"frame {self.run.frames}"
+        require_finite(averages, where)
+        require_bounded_losses(averages, self._largest, where)
+        return averages
 
     def _evaluate(self) -> dict[str, float]:
         """Evaluate the policy, without a trace in the random streams of training."""

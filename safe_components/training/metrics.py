@@ -110,7 +110,21 @@ class MetricsWriter:
             tensorboard.experiment.add_hparams(flat, {}, run_name=".")
 
     def write(self, row: Mapping[str, float]) -> None:
-        """Append a row, which must hold ``frames``, and pass it to the loggers."""
+        """Append a row, which must hold ``frames``, and pass it to the loggers.
+
+        Raises:
+            OSError: if the file cannot be written, for example because the disk is full.
+        """
+        try:
+            self._append(row)
+        except OSError as error:
+            raise OSError(f"{self.path} cannot be written: {error}") from error
+        for logger in self._loggers.values():
+            for key, value in row.items():
+                if not math.isnan(value):
+                    logger.log_scalar(key, value, step=int(row["frames"]))
+
+    def _append(self, row: Mapping[str, float]) -> None:
         if new := [key for key in row if key not in self._columns]:
             self._file.close()
             with self.path.open(newline="", encoding="utf-8") as file:
@@ -121,10 +135,6 @@ class MetricsWriter:
         cells = {key: _cell(value) for key, value in row.items()}
         csv.DictWriter(self._file, self._columns, restval="").writerow(cells)
         self._file.flush()
-        for logger in self._loggers.values():
-            for key, value in row.items():
-                if not math.isnan(value):
-                    logger.log_scalar(key, value, step=int(row["frames"]))
 
     def close(self) -> None:
         """Flush and close the file and the loggers."""

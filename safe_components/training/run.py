@@ -133,6 +133,8 @@ class Run:
             self._checkpoints.clean()
             if settings.resume is not None:
                 self._load()
+            elif settings.warm_start is not None:
+                self._start_from(settings.warm_start)
             self._metrics = MetricsWriter(
                 directory, settings.loggers, keep_until=self._clock.row_frames, expected=self._clock.rows
             )
@@ -163,6 +165,20 @@ class Run:
                 "pass --total-frames with at least as many"
             )
         self._saved_at = self.frames
+
+    def _start_from(self, directory: Path) -> None:
+        """Take the policy and the scaling of its observations from another run."""
+        if not (directory / CONFIG_FILE).is_file():
+            raise FileNotFoundError(
+                f"warm_start: {directory} is not a run directory, it holds no {CONFIG_FILE}"
+            )
+        path = Checkpoints(directory / "checkpoint", config=directory / CONFIG_FILE).intact()
+        if path is None:
+            raise FileNotFoundError(f"warm_start: {directory} holds no checkpoint")
+        if missing := [name for name in ("policy", "norm", "learner") if name not in self._components]:
+            raise ValueError(f"warm_start needs Run(..., {', '.join(f'{name}=...' for name in missing)})")
+        self._checkpoints.restore(path, {name: self._components[name] for name in ("policy", "norm")})
+        self._components["learner"].follow_policy()
 
     def add(self, name: str, component: Any) -> bool:
         """Add a component to the checkpoints; restore it if the run was resumed.

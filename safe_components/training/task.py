@@ -95,6 +95,8 @@ class Task:
     def warm_up(self, frames: int, seed: int, least_steps: int = 2) -> TensorDictBase:
         """Return random steps ``[N, T]``, fit :attr:`norm` to them, and scale them by it.
 
+        A run with ``warm_start`` keeps the scaling of the run that it starts from.
+
         Args:
             frames: approximate number of frames.
             seed: seed of the environments.
@@ -104,7 +106,8 @@ class Task:
         steps = frames // (self.config.env.num_envs * self.config.env.frame_skip)
         random = env.rollout(max(steps, least_steps), break_when_any_done=False)
         env.close()
-        fit_observation_norm(self.norm, random[keys.OBSERVATION])
+        if self.config.run.warm_start is None:  # its policy knows its own scaling
+            fit_observation_norm(self.norm, random[keys.OBSERVATION])
         return scale_steps(self.norm, random)
 
     def evaluation_env(self, *, scaled: bool = True) -> EnvBase:

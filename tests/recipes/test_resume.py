@@ -56,6 +56,19 @@ def test_a_run_stopped_after_its_random_steps(tmp_path, training):
     resumed_equals_unstopped(cvpo, (), tmp_path, training, stop=400, total=600)
 
 
+@pytest.mark.parametrize("name", ["cvpo", "ppo_lag"])
+def test_safety_gymnasium(name, tmp_path, training):
+    flags = ("--env.id", "SafetyPointGoal1-v0", "--env.max-episode-steps", 60)
+    resumed_equals_unstopped(RECIPES[name], flags, tmp_path, training, stop=500, total=600)
+
+
+def test_environments_in_processes_start_new_episodes_and_say_so(tmp_path, capsys):
+    flags = ("--collect.workers", 2, "--collect.frames-per-batch", 100)
+    cvpo.main(small(cvpo, "--run-dir", tmp_path / "run", *flags, "--total-frames", 500))
+    cvpo.main(with_run(load_config(cvpo.Config, tmp_path / "run"), total_frames=600))
+    assert "new episodes start at frame 500: worker processes collect" in capsys.readouterr().out
+
+
 def test_evaluation_leaves_no_trace_in_training(tmp_path, training):
     one, _ = training(cvpo, "--total-frames", 600, "--eval-interval", 0, name="one")
     often = ("--eval-interval", 200, "--eval-episodes", 7)

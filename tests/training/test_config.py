@@ -419,6 +419,12 @@ def test_runs_that_cannot_be_resumed(tmp_path):
     (tmp_path / "older").mkdir()
     written(tmp_path / "older" / "config.yaml", {"recipe": "cvpo", "config": {"gamma": 0.9}})
     refused(cvpo, ["--resume", str(tmp_path / "older")], "has layout 1")
+    for number, share in enumerate((0.0, 0.3, 0.6, 0.9)):
+        cut = saved_run(tmp_path / f"cut{number}") / "config.yaml"
+        cut.write_text(cut.read_text()[: int(share * cut.stat().st_size)])
+        refused(
+            cvpo, ["--resume", str(cut.parent)], r"config\.yaml (is cut|is not YAML|must hold a mapping|has)"
+        )
     run = saved_run(tmp_path / "run")
     refused(config_of("sac_lag"), ["--resume", str(run)], "belongs to a run of cvpo, not of sac_lag")
     with pytest.raises(ValueError, match="belongs to a run of cvpo, not of td3_lag"):

@@ -95,6 +95,8 @@ class RunConfig:
     """settings of a task: a YAML file, or the name of one that comes with the recipes; flags override them"""
     config: Path | None = None
     """configuration to start from, such as the config.yaml of another run; flags override it"""
+    warm_start: Path | None = None
+    """directory of another run whose policy, and scaling of observations, this run starts from"""
     resume: Path | None = None
     """directory of a run to continue; its configuration is used"""
     log_interval: Count = 5_000
