@@ -4,6 +4,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from safe_components.critics import Polyak
 from safe_components.lagrangian import DeterministicLagLoss, SACLagLoss
 from safe_components.policies import deterministic_policy, tanh_gaussian_policy
 
@@ -25,7 +26,9 @@ def loss(kind, critic, price):
         policy = tanh_gaussian_policy(3, [-1.0], [1.0])
         return SACLagLoss(policy, critic, lambda: torch.tensor([price]), in_spreads=True)
     policy = deterministic_policy(3, [-1.0], [1.0])
-    return DeterministicLagLoss(policy, critic, lambda: torch.tensor([price]), in_spreads=True)
+    actor = DeterministicLagLoss(policy, critic, lambda: torch.tensor([price]), in_spreads=True)
+    Polyak(actor, eps=0.9)  # without an updater of the target policy TorchRL warns
+    return actor
 
 
 @pytest.mark.parametrize("kind", ["sac", "deterministic"])
