@@ -155,7 +155,10 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_the_package_the_recipes_and_nothing_else(wheel):
     package = {path.relative_to(ROOT) for path in (ROOT / "safe_components").rglob("*.py")}
     recipes = {Path("safe_components/recipes", path.name) for path in (ROOT / "recipes").glob("*.py")}
-    settings = {Path("safe_components/recipes/settings", path.name) for path in SETTINGS.values()}
+    folder = ROOT / "recipes" / "settings"
+    settings = {
+        Path("safe_components/recipes/settings", path.relative_to(folder)) for path in folder.rglob("*.yaml")
+    }
     with ZipFile(wheel) as archive:
         held = {Path(name) for name in archive.namelist() if ".dist-info/" not in name}
     expected = package | recipes | settings | {Path("safe_components/py.typed")}

@@ -115,11 +115,6 @@ VARIANTS: Mapping[str, Variant] = {
         "cost alone lowered if the KL ball holds no safe distribution",
         {"multiplier": "dual", "multiplier.infeasible": "recover"},
     ),
-    "clip": Variant(
-        "cvpo",
-        "λ kept at its cap if the KL ball holds no safe distribution",
-        {"multiplier": "dual", "multiplier.infeasible": "clip"},
-    ),
     "few-particles": Variant("cvpo", "4 particles per state", {"estep.num_particles": 4}),
     "many-particles": Variant("cvpo", "64 particles per state", {"estep.num_particles": 64}),
     "limit-decay": Variant(
