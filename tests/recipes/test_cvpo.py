@@ -193,9 +193,9 @@ def test_bad_input_is_one_line_before_any_work(tmp_path, flags, said):
 
 
 def test_a_run_directory_in_use_is_refused(training):
-    training(cvpo, "--total-frames", 200)
+    training(cvpo, "--total-frames", 600)
     with pytest.raises(FileExistsError, match="already holds a run"):
-        training(cvpo, "--total-frames", 200)
+        training(cvpo, "--total-frames", 600)
 
 
 def test_two_costs_two_limits(training):
