@@ -28,7 +28,8 @@ def resume(directory, frames):
 def test_a_run_leaves_what_the_readme_promises(tmp_path, training):
     rows, _ = training(cvpo, "--eval-interval", 400, "--loggers", "tensorboard")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "checkpoint", "config.yaml", "curves.png", "diagnosis.png", "episodes.csv", "metrics.csv", "tensorboard",
+        "checkpoint", "config.yaml", "curves.png", "diagnosis.png", "episodes.csv", "metrics.csv",
+        "tensorboard",
     }  # fmt: skip
     assert rows["frames"].tolist() == [600, 800, 1000, 1200]  # the first after 400 random steps
     assert rows["updates"].tolist() == [4, 8, 12, 16]

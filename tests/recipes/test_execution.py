@@ -1,5 +1,6 @@
 """An update eagerly, compiled and as a graph: the same numbers, nothing read by the host, clear refusals."""
 
+import dataclasses
 import functools
 import gc
 import math
@@ -50,8 +51,11 @@ def random_batch(number):
 class Parts:
     """The recipe's learner on a task of given sizes, its buffer full of random transitions."""
 
-    def __init__(self, settings="", *flags, run=lambda update, _: update, fill=True):
+    def __init__(self, settings="", *flags, run=lambda update, _: update, fill=True, device=None):
         self.config = small(cvpo, *SIZES, *settings.split(), *flags)
+        if device is not None:  # PyTorch's meta device, which no user can ask for
+            run_settings = dataclasses.replace(self.config.run, device=device)
+            self.config = dataclasses.replace(self.config, run=run_settings)
         torch.manual_seed(self.config.run.seed)
         task = RandomTask(6, 2, torch.device(self.config.run.device))
         self.learner = cvpo.CVPO(self.config, task)
@@ -170,7 +174,7 @@ def meta(monkeypatch):
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=NAMES)
 def test_an_update_reads_no_number_and_touches_no_other_device(settings, meta):
-    parts = Parts(settings, *GRAPH, "--device", "meta", fill=False)
+    parts = Parts(settings, *GRAPH, fill=False, device="meta")
     batch = random_batch(32).set("steps_to_next_obs", torch.ones(32, dtype=torch.long)).to("meta")
     recording = Recording()
     with recording:
@@ -183,7 +187,7 @@ def test_an_update_reads_no_number_and_touches_no_other_device(settings, meta):
 
 
 def test_reading_a_number_would_have_been_noticed(meta):
-    parts = Parts("", "--device", "meta", "--critics.n-step", 1, fill=False)
+    parts = Parts("", "--critics.n-step", 1, fill=False, device="meta")
     batch = random_batch(32).to("meta")
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         parts.run(batch, batch.select(keys.OBSERVATION))

@@ -49,7 +49,10 @@ def test_buffers_take_exactly_what_is_said(n_step, costs):
 
 
 def test_networks_take_five_times_their_parameters():
-    settings = config(policy={"hidden_sizes": [8]}, critics={"hidden_sizes": [24, 16], "cost_members": 3})
+    settings = config(
+        policy={"hidden_sizes": [8], "covariance": "full"},
+        critics={"hidden_sizes": [24, 16], "cost_members": 3},
+    )
     policy = cvpo.make_policy(settings, Task(settings))
     critics = ConstrainedQEnsemble(4, 2, 2, 3, 2, hidden_sizes=(24, 16))
     parameters = sum(p.numel() for module in (policy, critics) for p in module.parameters())

@@ -240,5 +240,5 @@ def test_a_warm_start_takes_policy_and_scaling_from_another_run(tmp_path, traini
     ):
         assert torch.equal(ours, policy)
     config = with_run(load_config(cvpo.Config, tmp_path / "second"), resume=None, run_dir=tmp_path / "third")
-    with pytest.raises(FileNotFoundError, match="warm_start: nowhere is no run directory"):
+    with pytest.raises(FileNotFoundError, match="warm_start: nowhere is not a run directory"):
         cvpo.main(with_run(config, warm_start=Path("nowhere")))
