@@ -9,7 +9,7 @@ LIMIT = 25.0
 # and a large cap of lambda: what the settings have in their place pays off later.
 REWARD = 100.0
 FLAGS = (
-    "--settings PointCircle --trust-region hard --trust-region.kl-mean 0.02 --trust-region.kl-cov 0.005 "
+    "--settings v0.1/PointCircle --trust-region hard --trust-region.kl-mean 0.02 --trust-region.kl-cov 0.005 "
     "--trust-region.lr 0.1"
 ).split()
 CAP = ("--multiplier.max", "20")
