@@ -1,7 +1,7 @@
 """Environments whose steps write ``reward`` [..., 1] and ``cost`` [..., m]."""
 
 from safe_components.envs.base import EnvironmentFailure, StateError
-from safe_components.envs.check_env import EnvReport, check_env
+from safe_components.envs.check_env import EnvReport, Finding, check_env
 from safe_components.envs.gymnasium_batch import GymnasiumBatch
 from safe_components.envs.make_env import make_env
 from safe_components.envs.point_circle import PointCircle
@@ -10,6 +10,7 @@ from safe_components.envs.safety_gymnasium import make_safety_gymnasium, safety_
 __all__ = [
     "EnvReport",
     "EnvironmentFailure",
+    "Finding",
     "GymnasiumBatch",
     "PointCircle",
     "StateError",
