@@ -1,5 +1,5 @@
-# Targets: make cvpo (install and train), make test, make lint, make docs, make wheel-test, make bench-learner,
-# make clean.
+# Targets: make cvpo (install and train), make test, make test-slow, make lint, make docs, make wheel-test,
+# make bench-learner, make clean.
 PYTHON ?= python3
 VENV ?= .venv
 # Another index for torch, e.g. https://download.pytorch.org/whl/cpu or .../whl/cu130
@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: install install-dev install-docs cvpo test lint docs wheel-test bench-learner bench-peers clean
+.PHONY: install install-dev install-docs cvpo test test-slow lint docs wheel-test bench-learner bench-peers clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -37,6 +37,10 @@ cvpo: install
 
 test: install-dev
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+# Tests of a minute and more, which make test leaves out.
+test-slow: install-dev
+	$(BIN)/python -m pytest -n 2 -m slow $(ARGS)
 
 lint: install-dev
 	$(BIN)/ruff check .

@@ -261,6 +261,7 @@ def test_what_cannot_be_is_refused_in_one_line(flags, said, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # what the compiler warns of lies in PyTorch and TensorDict
 def test_compiled_is_the_same(monkeypatch):
     """The tracing and its graphs, run without the code generator; that one is timed by benchmarks/gpu.py."""

@@ -1,7 +1,11 @@
 """CVPO learns: on PointCircle it earns reward inside the limit, and the E-step's cost term is why."""
 
+import pytest
+
 import cvpo
 from safe_components.training import read_metrics
+
+pytestmark = pytest.mark.slow
 
 LIMIT = 25.0
 # Three seeds came to a reward of 134 to 155 and a cost of 12 to 16 by 200,000 frames; random actions have 0
