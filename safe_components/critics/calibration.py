@@ -21,6 +21,7 @@ class CalibrationMoments(NamedTuple):
     measured_square: Tensor
     product: Tensor
 
+    # A tuple would be joined with the other; sums are added entry by entry.
     def __add__(self, other: CalibrationMoments) -> CalibrationMoments:  # type: ignore[override]
         """Return the sums over the steps of both."""
         return CalibrationMoments(*(a + b for a, b in zip(self, other, strict=True)))

@@ -74,8 +74,10 @@ class Diagnosis:
             metrics = self._promise.make(observation[chosen.long()])
             if steps.shape[1] < self.horizon:
                 return metrics
-            value, action_value = self._values(observation, steps[keys.ACTION].flatten(0, 1))
-            next_value, _ = self._values(steps[keys.NEXT_OBSERVATION].flatten(0, 1))
+            value = self._value(observation)
+            next_value = self._value(steps[keys.NEXT_OBSERVATION].flatten(0, 1))
+        q_reward, q_cost = self.particles.scores(observation, steps[keys.ACTION].flatten(0, 1).unsqueeze(-2))
+        action_value = torch.cat([q_reward, q_cost.squeeze(-2)], -1)
         q, v, after = (x.reshape(*steps.shape, -1) for x in (action_value, value, next_value))
         signal = torch.cat([steps[keys.REWARD], steps[keys.COST]], -1)
         done, terminated = steps[keys.DONE], steps[keys.TERMINATED]
@@ -112,12 +114,8 @@ class Diagnosis:
             torch.manual_seed(self._batches)
             yield
 
-    def _values(self, observation: Tensor, action: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``V`` of the states and ``Q`` of the actions, reward before costs: ``[B, 1 + m]`` each."""
+    def _value(self, observation: Tensor) -> Tensor:
+        """``V`` of the states, the mean score of particles, reward before costs: ``[B, 1 + m]``."""
         states = self.particles(TensorDict({keys.OBSERVATION: observation}, [len(observation)]))
         scores = states[keys.PARTICLE_Q_REWARD].unsqueeze(-1), states[keys.PARTICLE_Q_COST]
-        value = torch.cat([q.mean(-2) for q in scores], -1)
-        if action is None:
-            return value, value
-        q_reward, q_cost = self.particles.scores(observation, action.unsqueeze(-2))
-        return value, torch.cat([q_reward, q_cost.squeeze(-2)], -1)
+        return torch.cat([q.mean(-2) for q in scores], -1)
