@@ -76,10 +76,13 @@ def make_config(sizes: Sizes, transitions: int, *settings: Mapping[str, Any]) ->
         "env": {"frame_skip": 1},
         "budget": {"cost_limit": COST_LIMIT},
         "replay": {"size": transitions, "window": transitions, "batch_size": sizes.states},
-        "policy": hidden,
+        "policy": hidden | {"covariance": "full"},
         "critics": hidden | members | learning,
         "estep": {"num_particles": sizes.particles},
+        # The published algorithm: an exact dual, and a reference policy that moves with every update.
+        "multiplier": "dual",
         "mstep": {"iterations": sizes.m_iterations},
+        "reference": "polyak",
     }
     return functools.reduce(
         lambda to, plain: overlay(to, plain, "benchmark"), (own, *settings), cvpo.Config()
