@@ -95,7 +95,7 @@ def accept(tmp_path, monkeypatch):
             config_type = load_recipe(file).Config
             if "--resume" in words:
                 run = Path(words[words.index("--resume") + 1])
-                run.mkdir(parents=True)
+                run.mkdir(parents=True, exist_ok=True)
                 saved = {
                     "recipe": file.stem,
                     "layout": LAYOUT,

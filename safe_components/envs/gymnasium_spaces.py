@@ -29,7 +29,7 @@ class ObservationReader:
         ValueError: if the vector has no fixed length.
 
     Example:
-        >>> read = ObservationReader(spaces.Dict(x=spaces.Box(-1, 1, (2,)), late=spaces.Discrete(2)))
+        >>> read = ObservationReader(spaces.Dict({"x": spaces.Box(-1, 1, (2,)), "late": spaces.Discrete(2)}))
         >>> read({"x": [0.5, 0.25], "late": 1}).tolist()
         [0.0, 1.0, 0.5, 0.25]
         >>> read({"x": [0.5], "late": 1})

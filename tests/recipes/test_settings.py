@@ -11,9 +11,13 @@ from safe_components.training import config_to_dict, leaves, parse_config
 from safe_components.training.recipes import load_recipe, recipe_file, recipes_folder
 
 FOLDER = recipes_folder() / "settings"
-FILES = sorted(FOLDER.glob("*.yaml"))
+FILES = sorted(FOLDER.rglob("*.yaml"))
+NAMES = [str(path.relative_to(FOLDER).with_suffix("")) for path in FILES]
 SECTIONS = [
-    (path.stem, section) for path in FILES for section in yaml.safe_load(path.read_text()) if section != "all"
+    (name, section)
+    for name, path in zip(NAMES, FILES, strict=True)
+    for section in {"cvpo": {}} | yaml.safe_load(path.read_text())
+    if section != "all"
 ]
 
 
@@ -26,7 +30,7 @@ def test_recipe_wins_over_all_and_flags_over_both(tmp_path):
     text = (
         "all: {env: {id: PointCircle}, critics: {gamma: 0.9, hidden_sizes: [8, 9]}, run.total_frames: 700}\n"
     )
-    text += "cvpo: {critics: {gamma: 0.8, layer-norm: false}, run: {seed: 3}}\nsac_lag: {entropy: {lr: 5}}\n"
+    text += "cvpo: {critics: {gamma: 0.8, layer-norm: false}, run: {seed: 3}}\nsac_lag: {entropy: {lr: 0.5}}\n"
     where = written(tmp_path / "a.yaml", text)
     config = parse_config(cvpo.Config, ["--settings", where, "--seed", "4"])
     given = {"gamma": 0.8, "layer_norm": False, "hidden_sizes": (8, 9)}
@@ -37,7 +41,7 @@ def test_recipe_wins_over_all_and_flags_over_both(tmp_path):
         critics=dataclasses.replace(default.critics, **given),
         run=dataclasses.replace(default.run, seed=4, total_frames=700, settings=where),
     )
-    assert parse_config(sac_lag.Config, ["--settings", where]).entropy.lr == 5.0
+    assert parse_config(sac_lag.Config, ["--settings", where]).entropy.lr == 0.5
 
 
 @pytest.mark.parametrize(
@@ -47,7 +51,7 @@ def test_recipe_wins_over_all_and_flags_over_both(tmp_path):
         ("cvpo: {gamma: 0.9}", r"a\.yaml, cvpo has no setting gamma; did you mean critics\.gamma"),
         ("all: {critics: {gamma: high}}", "critics.gamma is 'high', must be of type float"),
         ("all: {critics: {gamma: 2e}}", "critics.gamma is '2e', must be of type float"),
-        ("all: {critics: {gamma: 2}}", r"critics.gamma is 2.0, must be in \[0, 1\]"),
+        ("all: {critics: {gamma: 2}}", r"critics.gamma is 2.0, must be in \(0, 1\]"),
         ("cvop: {critics: {gamma: 0.9}}", "section 'cvop': it must be 'all' or the name of a recipe"),
         ("critics: {gamma: 0.9}", "section 'critics': it must be"),
         ("all: 0.9", "the section all must hold settings, but it holds 0.9"),
@@ -64,7 +68,7 @@ def test_bad_files_end_in_one_line(tmp_path, text, said):
 
 
 def test_an_unknown_name_lists_those_there_are():
-    with pytest.raises(SystemExit, match=f"'Nowhere'.*holds.*{FILES[0].stem}"):
+    with pytest.raises(SystemExit, match=f"'Nowhere'.*holds.*{NAMES[0]}"):
         parse_config(cvpo.Config, ["--settings=Nowhere"])
 
 
@@ -78,11 +82,12 @@ def holds(whole, part):
 @pytest.mark.parametrize(("name", "recipe"), SECTIONS)
 def test_every_section_is_read_by_its_recipe(name, recipe):
     config = parse_config(load_recipe(recipe_file(recipe)).Config, ["--settings", name])
-    assert config.env.id == config.run.settings == name
+    assert config.run.settings == name
+    assert config.env.id == name.rpartition("/")[-1]
     sections = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     plain = config_to_dict(config)
     assert holds(plain, sections["all"])
-    assert holds(plain, sections[recipe])
+    assert holds(plain, sections.get(recipe, {}))
     assert not holds(plain, {"env": {"id": "another"}})
 
 
@@ -123,5 +128,5 @@ def test_every_section_is_read_by_its_recipe(name, recipe):
     ],
 )
 def test_values_arrive_where_they_should(name, recipe, path, value):
-    config = parse_config(load_recipe(recipe_file(recipe)).Config, ["--settings", name])
+    config = parse_config(load_recipe(recipe_file(recipe)).Config, ["--settings", f"v0.1/{name}"])
     assert leaves(config)[path] == value
