@@ -27,7 +27,8 @@ def score_particles(
     Three things make it fast:
 
     - One member scores a block of states at a time, so that the activations stay in the cache.
-    - With ReLU, the biases of the hidden layers are not added to the rows (see `_fold_biases`).
+    - With ReLU and without normalization, the biases of the hidden layers are not added to the rows (see
+      `_fold_biases`).
     - The first layer, normalized or not, is one product of two small factors (see `_first_layer_factors`).
 
     Args:
@@ -35,7 +36,7 @@ def score_particles(
         observation: ``[B, o]``.
         action: ``[B, K, a]``, not empty.
         activate_: the activation; it may change its argument.
-        layer_norm: whether the first hidden layer is normalized.
+        layer_norm: whether the hidden layers are normalized.
         dtype: number format of the products between hidden layers; None means that of the action.
 
     Returns:
@@ -62,7 +63,7 @@ def score_particles(
     whole = (first, last, hidden)
     count = states % step * per_state  # rows of the last block, if it is smaller
     rest = (first[:count], last[:count], [buffer[:count] for buffer in hidden])
-    folds = activate_ is torch.relu_
+    folds = activate_ is torch.relu_ and not layer_norm
     for e in range(members):
         own = [(weight[e], bias[e]) for weight, bias in layers[1:]]
         if folds:
@@ -84,7 +85,8 @@ def score_particles(
                 if folds:
                     x = torch.mm(x, weight, out=result).clamp_(min=bias)
                 else:
-                    x = activate_(torch.addmm(bias, x, weight, out=result))
+                    x = torch.addmm(bias, x, weight, out=result)
+                    x = activate_(F.layer_norm(x, x.shape[-1:]) if layer_norm else x)
             if dtype != out.dtype:
                 x = last.copy_(x)
             torch.mm(x, weight_out[e], out=out)

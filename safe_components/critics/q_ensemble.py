@@ -45,9 +45,9 @@ class QEnsemble(nn.Module):
         action_low: ``[a]`` finite lower bounds, or None for no clamp.
         action_high: ``[a]`` finite upper bounds, or None for no clamp.
         activation: module class between the layers.
-        layer_norm: True normalizes the first hidden layer before its activation, per state and action and
-            without learned scale. It keeps temporal-difference targets from diverging (the ``LayerNormMLP``
-            of Acme's MPO, Hoffman et al. 2020, arXiv 2006.00979).
+        layer_norm: True normalizes every hidden layer before its activation, per state and action and
+            without learned scale. It keeps temporal-difference targets from diverging (Gallici et al. 2024,
+            arXiv 2407.04811).
         scoring_dtype: number format, such as ``torch.bfloat16``, of the products between hidden layers.
             It applies only where many actions per state are scored without gradient. None means the
             parameters' format, which the first and the last layer always keep.
@@ -165,10 +165,14 @@ class QEnsemble(nn.Module):
         own = low = x.dtype
         if action.ndim == 3 and self.scoring_dtype is not None and not torch.is_grad_enabled():
             low = self.scoring_dtype
-        x = self._activate_(F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x)
+        x = self._activate_(self._normalize(x))
         for weight, bias in hidden:
-            x = self._activate_(torch.baddbmm(bias.to(low), x.to(low), weight.to(low)))
+            x = torch.baddbmm(bias.to(low), x.to(low), weight.to(low))
+            x = self._activate_(self._normalize(x))
         return torch.baddbmm(bias_out, x.to(own), weight_out)
+
+    def _normalize(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x
 
     @property
     def _layers(self) -> Layers:

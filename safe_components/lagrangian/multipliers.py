@@ -247,16 +247,16 @@ class PIDMultiplier(Multiplier):
 class ExponentiatedMultiplier(Multiplier):
     """Multiplier whose logarithm is under proportional and integral control of the relative violation.
 
-        e = clip((J_c - d) / d, -1, 1)                                     for J_c > 0 = d: e = 1
-        I <- clip(I exp(rate e), min_value, max_value)
+        e = min((J_c - d) / d, max_error)                              for J_c > 0 = d: e = max_error
+        I <- clip(I exp(rate e), min_value, max_value exp(-kp max(e, 0)))
         λ  = min(I exp(kp e), max_value)
 
     A step changes ``λ`` by a factor, not by an amount. The gains therefore need no unit: they are the same
-    for costs of 0.001 and of 1,000, and for multipliers of any size. The clip keeps one episode with an
-    extreme cost from moving ``λ`` far. The bounds keep the integral from winding up: it leaves them with the
-    first error of the other sign. With ``kp = 0`` this is mirror ascent on the dual with the entropy as
-    mirror map, the exponentiated gradient. The proportional factor damps the oscillation that the delay
-    between ``λ`` and the cost of the episodes would cause.
+    for costs of 0.001 and of 1,000, and for multipliers of any size. ``max_error`` keeps one episode with an
+    extreme cost from moving ``λ`` far. The integral cannot wind up: while ``λ`` is at ``max_value`` it does
+    not grow, and it yields to the proportional factor. With ``kp = 0`` this is mirror ascent on the dual
+    with the entropy as mirror map, the exponentiated gradient. The proportional factor damps the
+    oscillation that the delay between ``λ`` and the cost of the episodes would cause.
 
     Args:
         cost_limits: ``d``, cost per episode, one per cost signal.
@@ -265,6 +265,7 @@ class ExponentiatedMultiplier(Multiplier):
         min_value: lower bound and first value of the integral, positive.
         max_value: upper bound of ``I`` and ``λ``, at least ``min_value``. :attr:`clipped` ``[m]`` tells where
             the last update reached it.
+        max_error: upper bound of ``e``, positive; 4 is a cost of five times the limit.
 
     Attributes:
         lam: ``λ [m]``, the multipliers. ``integral [m]`` is the controller's state. Both are buffers.
@@ -290,11 +291,12 @@ class ExponentiatedMultiplier(Multiplier):
     def __init__(
         self,
         cost_limits: float | Sequence[float] | Tensor,
-        rate: float = 0.02,
-        kp: float = 1.5,
+        rate: float = 0.035,
+        kp: float = 0.5,
         *,
         min_value: float = 0.2,
         max_value: float | None = 2.0,
+        max_error: float = 4.0,
     ) -> None:
         super().__init__(cost_limits, min_value, max_value)
         if not 0 < rate < math.inf:
@@ -303,13 +305,20 @@ class ExponentiatedMultiplier(Multiplier):
             raise ValueError(f"kp={kp} must be finite and at least 0")
         if not min_value > 0:
             raise ValueError(f"min_value={min_value} must be positive: no factor changes 0")
-        self.rate, self.kp, self.min_value = rate, kp, min_value
+        if not 0 < max_error < math.inf:
+            raise ValueError(f"max_error={max_error} must be positive and finite")
+        self.rate, self.kp, self.min_value, self.max_error = rate, kp, min_value, max_error
         self.register_buffer("integral", self.lam.clone())
 
     @torch.no_grad()
     def update(self, episode_cost: float | Sequence[float] | Tensor) -> Tensor:
         """Follow the mean cost ``[m]`` of the latest episodes; returns ``λ [m]``."""
         excess = self._observed(episode_cost) - self.cost_limits
-        error = torch.where(excess == 0, 0.0, excess / self.cost_limits).clamp(-1.0, 1.0)
-        self.integral.mul_((self.rate * error).exp()).clamp_(self.min_value, self.max_value)
-        return self._set(self.integral * (self.kp * error).exp())
+        error = torch.where(excess == 0, 0.0, excess / self.cost_limits).clamp_max(self.max_error)
+        factor = (self.kp * error).exp()
+        integral = (self.integral * (self.rate * error).exp()).clamp_min(self.min_value)
+        lam = self._set(integral * factor)
+        if self.max_value is not None:
+            integral = integral.minimum(self.max_value / factor.clamp_min(1.0)).clamp_min(self.min_value)
+        self.integral.copy_(integral)
+        return lam

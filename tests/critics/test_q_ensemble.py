@@ -28,10 +28,11 @@ def plain_values(critic, observation, action, activation=nn.ReLU):
             linear = nn.Linear(*weight.shape, dtype=weight.dtype, device=weight.device)
             linear.weight.data = weight.T
             linear.bias.data = getattr(critic, f"bias_{i}")[e, 0]
-            layers += [linear, activation()]
-            if i == 0 and critic.layer_norm:
-                layers.insert(1, nn.LayerNorm(weight.shape[1], elementwise_affine=False))
-        values.append(nn.Sequential(*layers[:-1])(rows))
+            layers.append(linear)
+            if critic.layer_norm:
+                layers.append(nn.LayerNorm(weight.shape[1], elementwise_affine=False))
+            layers.append(activation())
+        values.append(nn.Sequential(*layers[: -2 if critic.layer_norm else -1])(rows))
     return torch.stack(values)
 
 

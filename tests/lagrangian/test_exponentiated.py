@@ -13,15 +13,16 @@ def run(multiplier, costs):
 
 
 def test_it_is_the_formula():
-    multiplier = ExponentiatedMultiplier([20.0, 5.0], 0.1, 0.7, min_value=0.3, max_value=2.0)
+    multiplier = ExponentiatedMultiplier([20.0, 5.0], 0.1, 0.7, min_value=0.3, max_value=2.0, max_error=3.0)
     integral, generator = [0.3, 0.3], torch.Generator().manual_seed(0)
     for _ in range(60):
         cost = 30 * torch.rand(2, generator=generator, dtype=torch.float64)
         found = multiplier.update(cost)
         for i, d in enumerate((20.0, 5.0)):
-            error = min(max((cost[i].item() - d) / d, -1.0), 1.0)
-            integral[i] = min(max(integral[i] * math.exp(0.1 * error), 0.3), 2.0)
+            error = min((cost[i].item() - d) / d, 3.0)
+            integral[i] = max(integral[i] * math.exp(0.1 * error), 0.3)
             value = integral[i] * math.exp(0.7 * error)
+            integral[i] = max(min(integral[i], 2.0 * math.exp(-0.7 * max(error, 0.0))), 0.3)
             assert found[i].item() == pytest.approx(min(value, 2.0), rel=1e-12)
             assert multiplier.clipped[i].item() == (value >= 2.0)
 
@@ -49,12 +50,13 @@ def test_it_settles_where_the_cost_meets_the_limit():
 
 
 def test_it_does_not_wind_up():
-    """However long the cost was too high, the first costs below the limit lower λ at once."""
-    multiplier = ExponentiatedMultiplier(25.0, max_value=3.0)
-    run(multiplier, [100.0] * 1000)
-    assert multiplier.lam.item() == 3.0
+    """However long the cost was too high, λ leaves its bound at once when the cost falls, by the whole of kp e."""
+    multiplier = ExponentiatedMultiplier(25.0, rate=0.03, kp=0.5, max_value=3.0)
+    run(multiplier, [75.0] * 1000)
+    assert multiplier.lam.item() == pytest.approx(3.0)
     assert multiplier.clipped.item()
-    assert multiplier.update(0.0).item() < 3.0 * math.exp(-1.5)
+    assert multiplier.update(25.0).item() == pytest.approx(3.0 * math.exp(-0.5 * 2.0))
+    assert not multiplier.clipped.item()
 
 
 @pytest.mark.parametrize(("cost", "direction"), [(0.0, 0), (1e-9, 1), (5.0, 1)])
@@ -74,6 +76,8 @@ def test_a_limit_of_zero(cost, direction):
         {"min_value": 0.0},
         {"max_value": 0.1},
         {"kp": math.nan},
+        {"max_error": 0.0},
+        {"max_error": math.inf},
     ],
 )
 def test_bad_settings(bad):

@@ -131,7 +131,7 @@ class CriticConfig:
     hidden_sizes: Sizes = (128, 128)
     """widths of the hidden layers"""
     layer_norm: bool = True
-    """apply layer normalization to the first hidden layer"""
+    """apply layer normalization to the hidden layers"""
     reward_members: Repeats = 2
     """ensemble size for the reward; the minimum over members is used"""
     cost_members: Repeats = 2
