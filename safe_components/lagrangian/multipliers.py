@@ -245,10 +245,10 @@ class PIDMultiplier(Multiplier):
 
 
 class ExponentiatedMultiplier(Multiplier):
-    """Multiplier whose logarithm is under proportional and integral control of the relative violation.
+    """Multiplier whose logarithm is under proportional and integral control of the logarithm of the cost.
 
-        e = min((J_c - d) / d, max_error)                              for J_c > 0 = d: e = max_error
-        I <- clip(I exp(rate e), min_value, max_value exp(-kp max(e, 0)))
+        e = clip(log(J_c / d), -1, max_error)                          for J_c > 0 = d: e = max_error
+        I <- clip(I exp(rate e), min_value, max_value exp(-kp [e]_+))
         λ  = min(I exp(kp e), max_value)
 
     A step changes ``λ`` by a factor, not by an amount. The gains therefore need no unit: they are the same
@@ -260,12 +260,13 @@ class ExponentiatedMultiplier(Multiplier):
 
     Args:
         cost_limits: ``d``, cost per episode, one per cost signal.
-        rate: change of ``log I`` by an update at twice the limit, positive.
-        kp: change of ``log λ`` at twice the limit, at least 0.
-        min_value: lower bound and first value of the integral, positive.
+        rate: change of ``log I`` by an update at ``e`` times the limit, positive.
+        kp: change of ``log λ`` at ``e`` times the limit, at least 0.
+        init: first value of the integral, in ``[min_value, max_value]``.
+        min_value: lower bound of the integral, positive.
         max_value: upper bound of ``I`` and ``λ``, at least ``min_value``. :attr:`clipped` ``[m]`` tells where
             the last update reached it.
-        max_error: upper bound of ``e``, positive; 4 is a cost of five times the limit.
+        max_error: upper bound of ``e``, positive; 2 is a cost of 7.4 times the limit.
 
     Attributes:
         lam: ``λ [m]``, the multipliers. ``integral [m]`` is the controller's state. Both are buffers.
@@ -279,7 +280,7 @@ class ExponentiatedMultiplier(Multiplier):
     the logarithm.
 
     Example:
-        >>> multiplier = ExponentiatedMultiplier(25.0, rate=math.log(2), kp=0.0, min_value=0.5)
+        >>> multiplier = ExponentiatedMultiplier(25.0, rate=1.0, kp=0.0)
         >>> multiplier.update(50.0)  # twice the limit
         tensor([1.], dtype=torch.float64)
         >>> multiplier.update(25.0)  # at the limit
@@ -291,20 +292,21 @@ class ExponentiatedMultiplier(Multiplier):
     def __init__(
         self,
         cost_limits: float | Sequence[float] | Tensor,
-        rate: float = 0.035,
+        rate: float = 0.02,
         kp: float = 0.5,
         *,
-        min_value: float = 0.2,
+        init: float = 0.5,
+        min_value: float = 0.1,
         max_value: float | None = 2.0,
-        max_error: float = 4.0,
+        max_error: float = 2.0,
     ) -> None:
-        super().__init__(cost_limits, min_value, max_value)
+        super().__init__(cost_limits, init, max_value)
         if not 0 < rate < math.inf:
             raise ValueError(f"rate={rate} must be positive and finite")
         if not 0 <= kp < math.inf:
             raise ValueError(f"kp={kp} must be finite and at least 0")
-        if not min_value > 0:
-            raise ValueError(f"min_value={min_value} must be positive: no factor changes 0")
+        if not 0 < min_value <= init:
+            raise ValueError(f"min_value={min_value} must be positive and at most init={init}")
         if not 0 < max_error < math.inf:
             raise ValueError(f"max_error={max_error} must be positive and finite")
         self.rate, self.kp, self.min_value, self.max_error = rate, kp, min_value, max_error
@@ -313,8 +315,11 @@ class ExponentiatedMultiplier(Multiplier):
     @torch.no_grad()
     def update(self, episode_cost: float | Sequence[float] | Tensor) -> Tensor:
         """Follow the mean cost ``[m]`` of the latest episodes; returns ``λ [m]``."""
-        excess = self._observed(episode_cost) - self.cost_limits
-        error = torch.where(excess == 0, 0.0, excess / self.cost_limits).clamp_max(self.max_error)
+        cost = self._observed(episode_cost)
+        if bool((cost < 0).any()):
+            raise ValueError(f"episode_cost={cost.tolist()} must be at least 0")
+        error = torch.where(cost == self.cost_limits, 0.0, (cost / self.cost_limits).log())
+        error = error.clamp(-1.0, self.max_error)
         factor = (self.kp * error).exp()
         integral = (self.integral * (self.rate * error).exp()).clamp_min(self.min_value)
         lam = self._set(integral * factor)

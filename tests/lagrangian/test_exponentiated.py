@@ -13,13 +13,13 @@ def run(multiplier, costs):
 
 
 def test_it_is_the_formula():
-    multiplier = ExponentiatedMultiplier([20.0, 5.0], 0.1, 0.7, min_value=0.3, max_value=2.0, max_error=3.0)
-    integral, generator = [0.3, 0.3], torch.Generator().manual_seed(0)
+    multiplier = ExponentiatedMultiplier([20.0, 5.0], 0.1, 0.7, init=0.4, min_value=0.3, max_error=1.5)
+    integral, generator = [0.4, 0.4], torch.Generator().manual_seed(0)
     for _ in range(60):
         cost = 30 * torch.rand(2, generator=generator, dtype=torch.float64)
         found = multiplier.update(cost)
         for i, d in enumerate((20.0, 5.0)):
-            error = min((cost[i].item() - d) / d, 3.0)
+            error = min(max(math.log(cost[i].item() / d), -1.0), 1.5)
             integral[i] = max(integral[i] * math.exp(0.1 * error), 0.3)
             value = integral[i] * math.exp(0.7 * error)
             integral[i] = max(min(integral[i], 2.0 * math.exp(-0.7 * max(error, 0.0))), 0.3)
@@ -52,10 +52,10 @@ def test_it_settles_where_the_cost_meets_the_limit():
 def test_it_does_not_wind_up():
     """However long the cost was too high, λ leaves its bound at once when the cost falls, by the whole of kp e."""
     multiplier = ExponentiatedMultiplier(25.0, rate=0.03, kp=0.5, max_value=3.0)
-    run(multiplier, [75.0] * 1000)
+    run(multiplier, [25.0 * math.e**1.5] * 1000)
     assert multiplier.lam.item() == pytest.approx(3.0)
     assert multiplier.clipped.item()
-    assert multiplier.update(25.0).item() == pytest.approx(3.0 * math.exp(-0.5 * 2.0))
+    assert multiplier.update(25.0).item() == pytest.approx(3.0 * math.exp(-0.5 * 1.5))
     assert not multiplier.clipped.item()
 
 
@@ -64,7 +64,12 @@ def test_a_limit_of_zero(cost, direction):
     multiplier = ExponentiatedMultiplier(0.0, kp=0.0)
     lam = run(multiplier, [cost] * 5)
     assert lam.isfinite().all()
-    assert (lam[-1] > 0.2).item() == (direction > 0)
+    assert (lam[-1] > 0.5).item() == (direction > 0)
+
+
+def test_a_cost_below_zero_is_refused():
+    with pytest.raises(ValueError, match=r"episode_cost=\[-1.0\] must be at least 0"):
+        ExponentiatedMultiplier(25.0).update(-1.0)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +80,8 @@ def test_a_limit_of_zero(cost, direction):
         {"kp": -1.0},
         {"min_value": 0.0},
         {"max_value": 0.1},
+        {"init": 3.0},
+        {"init": 0.05},
         {"kp": math.nan},
         {"max_error": 0.0},
         {"max_error": math.inf},

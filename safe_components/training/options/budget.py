@@ -65,11 +65,13 @@ class PriceConfig:
     """A price of the costs in spreads, whose logarithm follows the measured cost; no setting has a unit."""
 
     rate: Positive = 0.02
-    """change of the logarithm of the price per 1,000 frames at twice the limit"""
-    kp: NotNegative = 1.5
-    """change of the logarithm of the price at twice the limit, in proportion to the excess"""
-    min: Positive = 0.2
-    """lower bound and initial value of the integral; 1 weighs a cost like the reward"""
+    """change of the logarithm of the price per 1,000 frames at e = 2.7 times the limit"""
+    kp: NotNegative = 0.5
+    """change of the logarithm of the price at e times the limit, in proportion to the logarithm of the cost"""
+    init: Positive = 0.5
+    """initial value of the integral; 1 weighs a cost like the reward"""
+    min: Positive = 0.1
+    """lower bound of the integral"""
     max: Positive = 2.0
     """upper bound of the price"""
     memory: Positive = 5_000
@@ -78,7 +80,8 @@ class PriceConfig:
     def make(self, cost_limit: tuple[float, ...], frames_per_batch: int) -> ExponentiatedMultiplier:
         """Make the multiplier for these limits on the cost of an episode, for one update per batch."""
         rate = self.rate * frames_per_batch / 1000
-        return ExponentiatedMultiplier(cost_limit, rate, self.kp, min_value=self.min, max_value=self.max)
+        bounds = {"min_value": self.min, "max_value": self.max}
+        return ExponentiatedMultiplier(cost_limit, rate, self.kp, init=self.init, **bounds)
 
 
 @dataclasses.dataclass(frozen=True)
