@@ -40,6 +40,7 @@ from safe_components.training import (
     launch,
     options,
     require_memory,
+    value_units,
 )
 from safe_components.training.execution import ExecutionConfig
 from safe_components.training.guards import require_finite
@@ -181,7 +182,10 @@ def main(config: Config) -> CVPO:
     with Run(config, learner=learner, policy=learner.policy, norm=task.norm, replay=replay) as run:
         loop = Loop(run, task, learner.policy, config.collect)
         if run.frames == 0:
-            replay.extend(loop.warm_up(config.critics.n_step + 1))
+            steps = loop.warm_up(config.critics.n_step + 1)
+            replay.extend(steps)
+            units = value_units(steps, task.limits, config.discount, task.episode_length)
+            learner.critics.set_units(**units)
             for _ in range(config.critics.warmup_updates):
                 learner.critics.update(replay.transitions())
         diagnosis = Diagnosis(learner.policy, learner.particles, learner.estep, gamma=config.discount)

@@ -23,7 +23,17 @@ from safe_components import keys
 from safe_components.estep import EStepProjector
 from safe_components.ops import aggregate
 from safe_components.policies import grid_actions, grid_policy
-from safe_components.training import Learner, Loop, Replay, Run, Task, launch, options, require_memory
+from safe_components.training import (
+    Learner,
+    Loop,
+    Replay,
+    Run,
+    Task,
+    launch,
+    options,
+    require_memory,
+    value_units,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +126,10 @@ def main(config: Config) -> DiscreteCVPO:
     with Run(config, learner=learner, policy=learner.policy, norm=task.norm, replay=replay) as run:
         loop = Loop(run, task, learner.policy, config.collect)
         if run.frames == 0:
-            replay.extend(loop.warm_up(config.critics.n_step + 1))
+            steps = loop.warm_up(config.critics.n_step + 1)
+            replay.extend(steps)
+            units = value_units(steps, task.limits, config.discount, task.episode_length)
+            learner.critics.set_units(**units)
             for _ in range(config.critics.warmup_updates):
                 learner.critics.update(replay.transitions())
         for steps in loop.collect():

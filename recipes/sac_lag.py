@@ -30,6 +30,7 @@ from safe_components.training import (
     launch,
     options,
     require_memory,
+    value_units,
 )
 
 
@@ -148,7 +149,10 @@ def main(config: Config) -> SACLag:
     with Run(config, learner=learner, policy=learner.policy, norm=task.norm, replay=replay) as run:
         loop = Loop(run, task, learner.policy, config.collect)
         if run.frames == 0:
-            replay.extend(loop.warm_up(config.critics.n_step + 1))
+            steps = loop.warm_up(config.critics.n_step + 1)
+            replay.extend(steps)
+            units = value_units(steps, task.limits, config.discount, task.episode_length)
+            learner.critics.set_units(**units)
             for _ in range(config.critics.warmup_updates):
                 learner.critics.update(replay.transitions())
         for steps in loop.collect():

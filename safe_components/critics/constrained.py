@@ -88,3 +88,16 @@ class ConstrainedQEnsemble(nn.Module):
             return value, value.new_empty(self.num_cost_members, *value.shape[1:-1], 0)
         q_reward, q_cost = torch.split(value, [self.num_reward_members, self.num_cost_members])
         return q_reward[..., :1], q_cost
+
+    @torch.no_grad()
+    def set_units(self, reward: Tensor, cost: Tensor) -> None:
+        """Set the size of a value that the networks have as their unit.
+
+        Args:
+            reward: ``[1]``, positive.
+            cost: ``[m]``, positive.
+        """
+        unit, members = self.ensemble.unit, self.num_reward_members
+        unit[:members, 0, :1] = reward.to(unit)
+        if self.num_costs:
+            unit[members:, 0] = cost.to(unit)

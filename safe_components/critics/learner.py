@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from safe_components.critics.targets import Polyak
 from safe_components.critics.td_loss import COST_SIGNAL, REWARD_SIGNAL, Signal, TDLoss
+from safe_components.ops import swapped
 
 
 class CriticLearner(nn.Module):
@@ -71,7 +72,8 @@ class CriticLearner(nn.Module):
         self.loss = TDLoss(critic, policy, signals, **options)
         # TorchRL warns if the target parameters are used before they have an updater.
         self._target = Polyak(self.loss, eps=polyak)
-        self.optim = torch.optim.Adam(self.loss.parameters(), lr=lr, fused=True)
+        # Adam's usual 1e-8 is large beside the gradients of rewards of 0.001.
+        self.optim = torch.optim.Adam(self.loss.parameters(), lr=lr, eps=1e-20, fused=True)
 
     @property
     def critic(self) -> nn.Module:
@@ -83,6 +85,22 @@ class CriticLearner(nn.Module):
     def target_params(self) -> TensorDictParams:
         """The parameters of the target network, for instance to score particles with."""
         return self.loss.target_critic_params
+
+    def set_units(self, **units: Tensor) -> None:
+        """Set the units of the critic and of its target, such as ``reward [1]`` and ``cost [m]``.
+
+        The values change by these factors, so this is for critics that have not learned yet. Rewards times
+        1,000 with a unit times 1,000 then give the same course of training, in other units.
+
+        Raises:
+            ValueError: if a unit is not positive and finite.
+        """
+        for name, unit in units.items():
+            if not bool(((unit > 0) & unit.isfinite()).all()):
+                raise ValueError(f"unit of {name}={unit.tolist()} must be positive and finite")
+        for params in (self.loss.critic_params, self.loss.target_critic_params):
+            with swapped(self.critic, params):
+                self.critic.set_units(**units)  # type: ignore[operator]  # a method of the critic's own
 
     def update(self, transitions: TensorDictBase) -> dict[str, Tensor]:
         """Take one step on a batch of transitions.

@@ -52,6 +52,11 @@ class QEnsemble(nn.Module):
             It applies only where many actions per state are scored without gradient. None means the
             parameters' format, which the first and the last layer always keep.
 
+    Attributes:
+        unit: ``[E, 1, num_outputs]``, a buffer of ones at first. A network's output is multiplied by it, so
+            that networks and their step sizes need not know how large a reward or a cost is. `CriticLearner`
+            sets it.
+
     Raises:
         ValueError: if a size is below 1, or the bounds are invalid or do not match ``action_dim``.
 
@@ -66,6 +71,7 @@ class QEnsemble(nn.Module):
 
     action_low: Tensor | None
     action_high: Tensor | None
+    unit: Tensor
 
     def __init__(
         self,
@@ -100,6 +106,7 @@ class QEnsemble(nn.Module):
             raise ValueError("action_low and action_high must both be given, or neither")
         self.register_buffer("action_low", low)
         self.register_buffer("action_high", high)
+        self.register_buffer("unit", torch.ones(num_members, 1, num_outputs))
 
         # All parameters live on this one module, so exchanging them for others touches a single dictionary.
         self.num_layers = len(hidden_sizes) + 1
@@ -148,6 +155,7 @@ class QEnsemble(nn.Module):
             )
         else:
             value = self._formula(observation, action)
+        value = value * self.unit
         return value.view(self.num_members, *lead, *per_state, self.num_outputs)
 
     def _formula(self, observation: Tensor, action: Tensor) -> Tensor:

@@ -35,6 +35,7 @@ from safe_components.training.settings import read_settings
 from safe_components.training.state_file import read_state, write_state
 from safe_components.training.stopwatch import Stopwatch
 from safe_components.training.task import Task
+from safe_components.training.units import value_units
 from safe_components.training.video import record_video
 
 __all__ = [
@@ -86,6 +87,7 @@ __all__ = [
     "save_policy",
     "scale_steps",
     "validate",
+    "value_units",
     "with_gaps",
     "with_noise",
     "with_run",

@@ -1,0 +1,64 @@
+"""The unit of rewards and of costs does not matter: CVPO takes the same course in other units."""
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+import cvpo
+from safe_components import keys
+from safe_components.training import Task, parse_config, value_units
+
+LIMIT = 25.0
+
+
+def random_steps(reward_unit, cost_unit):
+    """Steps ``[4, 30]`` whose signals depend on the state and the action."""
+    generator = torch.Generator().manual_seed(0)
+    observation = torch.randn(4, 31, 4, generator=generator)
+    action = 2 * torch.rand(4, 30, 2, generator=generator) - 1
+    now, then = observation[:, :-1], observation[:, 1:]
+    reward = now[..., :1] + action[..., :1]
+    cost = (action[..., 1:] > 0.3).float()
+    following = {
+        "observation": then,
+        "reward": reward_unit * reward,
+        "cost": cost_unit * cost,
+        "done": torch.zeros(4, 30, 1, dtype=torch.bool),
+        "terminated": torch.zeros(4, 30, 1, dtype=torch.bool),
+    }
+    return TensorDict({"observation": now, "action": action, "next": following}, [4, 30])
+
+
+def course(reward_unit, cost_unit, *flags):
+    """Train on the same random numbers; return the learner, and the weights and metrics of its last update."""
+    limit = ["--cost-limit", str(LIMIT * cost_unit)]
+    config = parse_config(cvpo.Config, ["--env.id", "PointCircle", "--env.num-envs", "4", *limit, *flags])
+    task = Task(config)
+    learner = cvpo.CVPO(config, task)
+    steps = random_steps(reward_unit, cost_unit)
+    units = value_units(steps, task.limits, config.discount, task.episode_length)
+    learner.critics.set_units(**units)
+    torch.manual_seed(1)
+    rows = steps.flatten(0, 1)
+    for _ in range(12):
+        learner.observe(steps, cost_unit * torch.tensor([[40.0]]), 0)
+        states = rows.select(keys.OBSERVATION).clone()
+        metrics = learner.update(rows.clone(), states)
+    return learner, states[keys.PARTICLE_WEIGHT], metrics
+
+
+@pytest.mark.parametrize("multiplier", ["price", "dual"])
+@pytest.mark.parametrize(
+    ("reward_unit", "cost_unit"), [(2.0**10, 1.0), (1.0, 2.0**10), (2.0**-10, 2.0**13), (2.0**13, 2.0**-10)]
+)
+def test_the_course_is_the_same_in_other_units(reward_unit, cost_unit, multiplier):
+    """Powers of two change no digit, so only a number that has a unit of its own can make a difference."""
+    flags = ("--multiplier", multiplier)
+    learner, weight, metrics = course(1.0, 1.0, *flags)
+    other, found, measured = course(reward_unit, cost_unit, *flags)
+    assert weight.std() > 0.01
+    torch.testing.assert_close(found, weight, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(measured["lambda"] * cost_unit / reward_unit, metrics["lambda"], rtol=1e-4, atol=0)
+    torch.testing.assert_close(measured["eta"] / reward_unit, metrics["eta"], rtol=1e-4, atol=0)
+    for name, parameter in other.policy.named_parameters():
+        torch.testing.assert_close(parameter, learner.policy.get_parameter(name), rtol=0, atol=1e-5)
