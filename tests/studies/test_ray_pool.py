@@ -7,10 +7,16 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from pretended_runs import interrupt_after_start, pretended_member, wait_until
+from pretended_runs import (
+    interrupt_after_start,
+    killed_at,
+    parent_of,
+    pretended_member,
+    starts,
+    wait_until,
+)
 
 import study
 from safe_components.studies import RayPool, run_members
@@ -41,9 +47,10 @@ def cluster(in_the_background):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ray = Path(sys.executable).with_name("ray")
     command = [
-        ray,
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
         "start",
         "--head",
         "--block",
@@ -88,6 +95,26 @@ def test_ray_runs_stops_and_tells_like_this_machine(tmp_path, capsys, request, i
         outcome = interrupt_after_start(endless, pool, signals=1)
         assert {m.config.run.seed for m in outcome.stopped} == {2, 3}
         assert all(any((m.directory / "checkpoint").iterdir()) for m in endless)
+    finally:
+        pool.close()
+
+
+def test_a_lost_worker_and_a_lost_process_are_told_and_done_again(tmp_path, capsys, one_ray):
+    pool = start_ray("local", 3)
+    try:
+        members = [pretended_member(tmp_path, seed, 1000, nap=0.02) for seed in (0, 1, 2)]
+        by_worker, by_process, other = members
+        with killed_at(100, by_worker.directory, parent_of), killed_at(100, by_process.directory):
+            outcome = run_members(members, pool, progress=False)
+        assert {m.name for m in outcome.failed} == {by_worker.name, by_process.name}
+        assert outcome.finished == [other]
+        printed = capsys.readouterr().out
+        assert f"{by_worker.name} FAILED: error: its task on Ray was lost (WorkerCrashedError: " in printed
+        assert f"{by_process.name} FAILED: error: the process was killed by signal 9" in printed
+        outcome = run_members(members, pool, progress=False)
+        assert {m.name for m in outcome.finished} == {by_worker.name, by_process.name}
+        # The process of the lost worker saved and left.
+        assert [starts(member) for member in members] == [["new", "resumed"], ["new", "new"], ["new"]]
     finally:
         pool.close()
 
