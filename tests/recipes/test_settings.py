@@ -26,7 +26,7 @@ def test_recipe_wins_over_all_and_flags_over_both(tmp_path):
     text = (
         "all: {env: {id: PointCircle}, critics: {gamma: 0.9, hidden_sizes: [8, 9]}, run.total_frames: 700}\n"
     )
-    text += "cvpo: {critics: {gamma: 0.8, layer-norm: false}, run: {seed: 3}}\nsac_lag: {entropy: {lr: 0.5}}\n"
+    text += "cvpo: {critics: {gamma: 0.8, layer-norm: false}, run: {seed: 3}}\nsac_lag: {entropy: {lr: 5}}\n"
     where = written(tmp_path / "a.yaml", text)
     config = parse_config(cvpo.Config, ["--settings", where, "--seed", "4"])
     given = {"gamma": 0.8, "layer_norm": False, "hidden_sizes": (8, 9)}
@@ -37,7 +37,7 @@ def test_recipe_wins_over_all_and_flags_over_both(tmp_path):
         critics=dataclasses.replace(default.critics, **given),
         run=dataclasses.replace(default.run, seed=4, total_frames=700, settings=where),
     )
-    assert parse_config(sac_lag.Config, ["--settings", where]).entropy.lr == 0.5
+    assert parse_config(sac_lag.Config, ["--settings", where]).entropy.lr == 5.0
 
 
 @pytest.mark.parametrize(
