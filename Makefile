@@ -1,4 +1,4 @@
-# Targets: make cvpo (install and train), make test, make test-slow, make lint, make docs, make wheel-test,
+# Targets: make cvpo (install and train), make test, make test-slow, make coverage, make lint, make docs, make wheel-test,
 # make bench-learner, make clean.
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: install install-dev install-docs cvpo test test-slow lint docs wheel-test bench-learner bench-peers clean
+.PHONY: install install-dev install-docs cvpo test test-slow coverage lint docs wheel-test bench-learner bench-peers clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -41,6 +41,13 @@ test: install-dev
 # Tests of a minute and more, which make test leaves out.
 test-slow: install-dev
 	$(BIN)/python -m pytest -n 2 -m slow $(ARGS)
+
+# Lines and branches that make test reaches, also in the processes that it starts: docs/testing.md.
+coverage: install-dev
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n 2 $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 lint: install-dev
 	$(BIN)/ruff check .

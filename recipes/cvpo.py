@@ -63,7 +63,7 @@ class Config(options.OffPolicyConfig):
     replay: ReplayConfig = ReplayConfig()
     policy: options.GaussianPolicyConfig = options.GaussianPolicyConfig()
     estep: options.EStepConfig = options.EStepConfig()
-    multiplier: options.PriceConfig | options.DualConfig | options.Multiplier | None = options.PriceConfig()
+    multiplier: options.Multiplier | options.DualConfig | None = options.PriceConfig()
     mstep: options.MStepConfig = options.MStepConfig()
     trust_region: options.TrustRegion = options.HardConfig()
     reference: options.Reference = options.CopyConfig()

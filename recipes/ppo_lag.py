@@ -83,7 +83,7 @@ class Config(options.RecipeConfig):
     values: ValuesConfig = ValuesConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     # The gains are larger than in off-policy recipes, where the multiplier moves more often.
-    multiplier: options.PriceConfig | options.Multiplier = options.PriceConfig()
+    multiplier: options.Multiplier = options.PriceConfig()
     ppo: PPOConfig = PPOConfig()
 
 

@@ -70,7 +70,7 @@ class Config(options.OffPolicyConfig):
 
     recipe: ClassVar[str] = "sac_lag"
     policy: PolicyConfig = PolicyConfig()
-    multiplier: options.PriceConfig | options.Multiplier = options.PriceConfig()
+    multiplier: options.Multiplier = options.PriceConfig()
     entropy: EntropyConfig = EntropyConfig()
     augmentation: CALConfig | None = None
 

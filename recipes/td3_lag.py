@@ -74,7 +74,7 @@ class Config(options.OffPolicyConfig):
 
     recipe: ClassVar[str] = "td3_lag"
     policy: PolicyConfig = PolicyConfig()
-    multiplier: options.PriceConfig | options.Multiplier = options.PriceConfig()
+    multiplier: options.Multiplier = options.PriceConfig()
     algorithm: TD3Config | DDPGConfig = TD3Config()
 
 

@@ -20,6 +20,7 @@ are its defaults.
 | ``("next", "done")`` | [B, 1] | bool: either of these | environment | collector, replay, evaluation |
 | ``("next", "episode_reward")`` | [B, 1] | undiscounted sum so far | ``RewardSum`` | episode statistics |
 | ``("next", "episode_cost")`` | [B, m] | undiscounted sum so far | ``RewardSum`` | episode statistics |
+| ``("next", "step_count")`` | [B, 1] | steps of the episode so far | ``StepCounter`` | episode statistics |
 | ``steps_to_next_obs`` | [B] | steps | replay | critics |
 | ``index`` | [B] | position in the buffer | replay | prioritized replay |
 | ``_weight`` | [B] | importance weight; absent means 1 | prioritized replay | critics |
@@ -57,6 +58,7 @@ TRUNCATED = ("next", "truncated")
 NEXT_OBSERVATION = ("next", "observation")
 EPISODE_REWARD = ("next", "episode_reward")
 EPISODE_COST = ("next", "episode_cost")
+STEP_COUNT = ("next", "step_count")
 
 PARTICLE_ACTION = ("particles", "action")
 PARTICLE_LOC = ("particles", "loc")

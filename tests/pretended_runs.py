@@ -1,12 +1,18 @@
 """A recipe that only pretends to train, for tests of what starts, stops and continues runs."""
 
+import contextlib
 import dataclasses
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 from typing import ClassVar
 
 from safe_components.studies import Member, Outcome, run_members
+from safe_components.studies.member_process import frames_reached
 from safe_components.training import EnvConfig, RecipeConfig, RunConfig
 
 RECIPE = """
@@ -86,3 +92,34 @@ def wait_until(condition, seconds=300):
             return
         time.sleep(0.05)
     raise AssertionError("it did not happen")
+
+
+def process_of(directory):
+    """The number of the process that runs the member of this directory."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode().split("\0")
+        except OSError:  # it has just ended
+            continue
+        if any(word.endswith("member_process.py") for word in words) and str(directory) in words:
+            return int(path.parent.name)
+    raise ProcessLookupError(f"no process runs {directory}")
+
+
+def parent_of(process):
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(status.split("PPid:")[1].split()[0])
+
+
+@contextlib.contextmanager
+def killed_at(frames, directory, victim=lambda process: process):
+    """SIGKILL the process of a member, or what ``victim`` makes of it, once it has reached these frames."""
+
+    def kill():
+        wait_until(lambda: frames_reached(directory) >= frames)
+        os.kill(victim(process_of(directory)), signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    yield
+    thread.join()

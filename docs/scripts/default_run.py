@@ -51,7 +51,8 @@ def main() -> None:
         raise SystemExit(f"error: {DATA} holds no rows; name finished runs with --runs")
     (DOCS / "figures").mkdir(exist_ok=True)
     figure = DOCS / "figures" / "cvpo_point_circle.png"
-    plot_curves(files, [LIMIT], figure, title="CVPO, SafetyPointCircle1-v0, limit 25")
+    runs = {path.stem: read_metrics(path) for path in files}
+    plot_curves(runs, [LIMIT], figure, title="CVPO, SafetyPointCircle1-v0, limit 25")
     print(
         "| run | first episodes, reward / cost | last 20,000 frames, training | last evaluation "
         "| training episodes over the limit | wall time |\n" + "|---" * 6 + "|"

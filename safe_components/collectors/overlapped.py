@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +35,8 @@ class OverlappedCollector:
     would then see every optimizer step at once.
 
     Iterate over it, and after an update call ``update_policy_weights_``, as with any TorchRL collector.
-    Each iteration starts where the last one stopped, and there is no last batch.
+    Each iteration starts where the last one stopped. There is no last batch, unless ``stopping`` tells that
+    the loop was asked to stop while the workers do not deliver the next one.
 
     Args:
         make_env_fn: called without arguments in each worker, picklable. Its environment, of N/workers copies
@@ -45,6 +45,9 @@ class OverlappedCollector:
         frames_per_batch: environment steps in a batch over all workers.
         num_workers: number of processes, at least 1.
         seed: seed of the workers' environments and actions.
+        stopping: tells whether the loop was asked to stop. The iteration then ends without the next batch if
+            that takes more than ``patience``, for example because a worker is frozen.
+        patience: see ``stopping``, in seconds.
         kwargs: handed to TorchRL's ``MultiSyncCollector``.
 
     Raises:
@@ -72,6 +75,8 @@ class OverlappedCollector:
         frames_per_batch: int,
         num_workers: int,
         seed: int | None = None,
+        stopping: Callable[[], bool] = lambda: False,
+        patience: float = 10.0,
         **kwargs: Any,
     ) -> None:
         if num_workers < 1:
@@ -88,11 +93,13 @@ class OverlappedCollector:
         self._batches = iter(self._collector)
         self._pending: Future[TensorDictBase] | None = None
         self._outdated = False
+        self._stopping, self._patience = stopping, patience
+        self._asked: float | None = None  # the time at which the loop was first seen to stop
 
     def __iter__(self) -> Iterator[TensorDictBase]:
         """Yield batches ``[N, T]``: the copies of all workers, by worker, and their consecutive steps."""
-        while True:
-            batch = self._wait(self._pending or self._request())
+        self._pending = self._pending or self._request()
+        while (batch := self._wait(self._pending, self._late)) is not None:
             self._pending = self._request()
             yield batch.reshape(-1, batch.shape[-1])
 
@@ -107,13 +114,15 @@ class OverlappedCollector:
             timeout: seconds after which workers that have not delivered the batch, such as frozen ones, are
                 killed.
         """
+        end = time.monotonic() + timeout
         if self._pending is not None:
             try:
-                self._wait(self._pending, timeout)
+                delivered = self._wait(self._pending, lambda: self._late() or time.monotonic() > end)
             except ChildProcessError:
-                for process in self._collector.procs:
-                    with contextlib.suppress(ValueError):  # TorchRL has closed it
-                        process.kill()
+                delivered = None
+            for process in self._collector.procs if delivered is None else ():
+                with contextlib.suppress(ValueError):  # TorchRL has closed it
+                    process.kill()
         threads = torch.get_num_threads()
         self._collector.shutdown()
         torch.set_num_threads(threads)  # TorchRL adds one for each worker
@@ -136,14 +145,25 @@ class OverlappedCollector:
         except BaseException as error:  # ``_wait`` raises it
             future.set_exception(error)
 
-    def _wait(self, pending: Future[TensorDictBase], timeout: float = math.inf) -> TensorDictBase:
-        end = time.monotonic() + timeout
+    def _late(self) -> bool:
+        """Tell whether the loop was asked to stop longer ago than it waits for a batch."""
+        if self._asked is None and self._stopping():
+            self._asked = time.monotonic()
+        return self._asked is not None and time.monotonic() - self._asked > self._patience
+
+    def _wait(self, pending: Future[TensorDictBase], late: Callable[[], bool]) -> TensorDictBase | None:
+        """Return the batch; None if it is late.
+
+        Raises:
+            ChildProcessError: if a worker has died.
+        """
         while True:
             try:
                 return pending.result(timeout=1.0)
             except StillWaiting:
-                alive = all(_alive(process) for process in self._collector.procs)
-                if alive and time.monotonic() < end:
+                if all(_alive(process) for process in self._collector.procs):
+                    if late():
+                        return None
                     continue
                 reason = "it did not answer"
             except RuntimeError as error:

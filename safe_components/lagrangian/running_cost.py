@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from safe_components.keys import COST, DONE
+from safe_components.keys import COST, DONE, STEP_COUNT
 
 
 class RunningEpisodeCost(nn.Module):
@@ -24,60 +24,60 @@ class RunningEpisodeCost(nn.Module):
 
     Args:
         num_costs: ``m``, number of cost signals.
-        num_envs: ``N``, number of copies of the environment.
         episode_length: length of an episode without an early end, in steps.
         memory: number of steps after which an old batch weighs ``1/e`` as much.
 
     Attributes:
         rate: mean cost of a step ``[m]`` (a buffer, float64, as are all statistics here).
         length: mean length of an episode ``[]``, in steps.
-        age: steps of the current episode of each copy ``[N]``.
 
     Raises:
-        ValueError: if a setting is not positive; in ``update``, if the steps have another shape.
+        ValueError: if a setting is not positive; in ``update``, if the costs have another shape.
+        KeyError: in ``update``, if the environment has no ``StepCounter``.
 
     Example:
-        >>> from tensordict import TensorDict
-        >>> running = RunningEpisodeCost(num_costs=1, num_envs=2, episode_length=100, memory=1000)
-        >>> cost, done = torch.full((2, 50, 1), 0.5), torch.zeros(2, 50, 1, dtype=torch.bool)
-        >>> running.update(TensorDict(next=TensorDict(cost=cost, done=done), batch_size=[2, 50]))
-        tensor([50.], dtype=torch.float64)
+        >>> from torchrl.envs import StepCounter, TransformedEnv
+        >>> from safe_components.envs import make_env
+        >>> env = TransformedEnv(make_env("PointCircle", num_envs=2, max_episode_steps=100), StepCounter())
+        >>> running = RunningEpisodeCost(num_costs=1, episode_length=100, memory=1000)
+        >>> J_c = running.update(env.rollout(50))  # [1]
+        >>> running.length
+        tensor(100., dtype=torch.float64)
     """
 
     rate: Tensor
     length: Tensor
-    age: Tensor
 
-    def __init__(self, num_costs: int, num_envs: int, episode_length: int, memory: float) -> None:
+    def __init__(self, num_costs: int, episode_length: int, memory: float) -> None:
         super().__init__()
-        sizes = {"num_costs": num_costs, "num_envs": num_envs, "episode_length": episode_length}
-        for name, value in (sizes | {"memory": memory}).items():
+        sizes = {"num_costs": num_costs, "episode_length": episode_length, "memory": memory}
+        for name, value in sizes.items():
             if not 0 < value < math.inf:
                 raise ValueError(f"{name}={value} must be positive and finite")
         self.memory = memory
         self.register_buffer("rate", torch.full((num_costs,), torch.nan, dtype=torch.float64))
         self.register_buffer("length", torch.tensor(float(episode_length), dtype=torch.float64))
-        self.register_buffer("age", torch.zeros(num_envs, dtype=torch.long))
 
     @torch.no_grad()
     def update(self, steps: TensorDictBase) -> Tensor:
-        """Add consecutive steps ``[N, T]``; return ``J_c [m]``, cost per episode."""
-        cost, done = steps[COST].to(self.rate), steps[DONE].to(self.age.device).squeeze(-1)
-        if cost.shape != (len(self.age), done.shape[-1], len(self.rate)):
+        """Add new steps, of any batch size; return ``J_c [m]``, cost per episode."""
+        cost, done = steps[COST].to(self.rate), steps[DONE].squeeze(-1)
+        if cost.shape != (*done.shape, len(self.rate)):
             raise ValueError(
-                f"cost must be [N, T, m] = [{len(self.age)}, T, {len(self.rate)}], got {tuple(cost.shape)}"
+                f"cost must have the shape {(*done.shape, len(self.rate))}, got {tuple(cost.shape)}"
             )
-        new = cost.flatten(0, 1).mean(0)
+        count = steps.get(STEP_COUNT, None)
+        if count is None:
+            raise KeyError(
+                f"the steps hold no {STEP_COUNT}, which tells the length of episodes: append TorchRL's "
+                "StepCounter() to the environment"
+            )
+        new = cost.flatten(0, -2).mean(0)
         share = -math.expm1(-done.numel() / self.memory)
         self.rate.copy_(torch.where(self.rate.isnan(), new, self.rate.lerp(new, share)))
-        # The index of the last end before each step; that of the episode in progress lies before this batch.
-        index = torch.arange(done.shape[1], device=done.device)
-        ends = torch.cat([-1 - self.age.unsqueeze(-1), torch.where(done, index, -1 - self.age.max() - 1)], 1)
-        last = ends.cummax(1).values
-        lengths = (index - last[:, :-1])[done].to(self.length)
+        lengths = count.squeeze(-1)[done].to(self.length)
         if len(lengths):
             self.length.lerp_(lengths.mean(), -math.expm1(-float(lengths.sum()) / self.memory))
-        self.age.copy_(index[-1] - last[:, -1])
         return self.value
 
     @property

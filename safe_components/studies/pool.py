@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-__all__ = ["Job", "LocalPool", "Pool", "last_words", "library_threads", "spawn"]
+__all__ = ["Job", "LocalPool", "Pool", "killed_by", "last_words", "library_threads", "spawn"]
 
 
 class Job(Protocol):
@@ -19,6 +20,9 @@ class Job(Protocol):
 
     def stop(self) -> None:
         """Ask the process to save and exit; a second call makes it exit at once."""
+
+    def lost_by(self) -> str:
+        """Return what ended the process from outside, which its log does not tell; empty if nothing did."""
 
 
 class Pool(Protocol):
@@ -55,6 +59,23 @@ def spawn(command: Sequence[str], log: str, environment: Mapping[str, str]) -> s
         )
 
 
+def killed_by(status: int) -> str:
+    """Return the signal that ended a process, as an error for the user; empty if no signal did.
+
+    Args:
+        status: exit status of the process, the negative number of a signal that ended it.
+
+    Example:
+        >>> killed_by(-15), killed_by(1)
+        ('error: the process was killed by signal 15 (Terminated)', '')
+    """
+    if status >= 0:
+        return ""
+    said = f"error: the process was killed by signal {-status} ({signal.strsignal(-status)})"
+    memory = "; the system kills a process that needs more memory than there is: try fewer --jobs"
+    return said + (memory if status == -signal.SIGKILL else "")
+
+
 class _LocalJob:
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
@@ -67,6 +88,9 @@ class _LocalJob:
 
     def stop(self) -> None:
         self._process.terminate()
+
+    def lost_by(self) -> str:
+        return killed_by(self._process.returncode or 0)
 
 
 class LocalPool:
@@ -89,8 +113,14 @@ class LocalPool:
         """Do nothing, because the pool holds no resources."""
 
 
-def last_words(log: Path) -> str:
-    """Return the last line of a log that starts with "error"; the last line if no line does."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+def last_words(log: Path, start: int = 0) -> str:
+    """Return the last line of a log that starts with "error"; the last line if no line does.
+
+    Args:
+        log: file with the output of all processes of a member.
+        start: size of the file in bytes when the last process started, whose words are meant.
+    """
+    text = log.read_bytes()[start:].decode(errors="replace")
+    lines = [line for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error")]
     return (errors or lines or ["no output"])[-1].strip()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from safe_components.studies import pool
-from safe_components.studies.pool import Job, library_threads, spawn
+from safe_components.studies.pool import Job, killed_by, library_threads, spawn
 
 __all__ = ["RayPool"]
 
@@ -72,20 +72,27 @@ def _reach(address: str, timeout: float) -> None:
 
 class _RayJob:
     def __init__(self, ray: Any, reference: Any) -> None:
-        self._ray, self._reference, self._asked = ray, reference, 0
+        self._ray, self._reference, self._asked, self._lost = ray, reference, 0, ""
 
     def poll(self) -> int | None:
         """Return the exit status; 1 if the worker or its machine was lost."""
         if not self._ray.wait([self._reference], timeout=0)[0]:
             return None
         try:
-            return int(self._ray.get(self._reference))
-        except self._ray.exceptions.RayError:
+            status = int(self._ray.get(self._reference))
+        except self._ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[-1]
+            self._lost = f"error: its task on Ray was lost ({type(error).__name__}: {reason})"
             return 1
+        self._lost = killed_by(status)
+        return status
 
     def stop(self) -> None:
         self._ray.cancel(self._reference, force=self._asked > 0)
         self._asked += 1
+
+    def lost_by(self) -> str:
+        return self._lost
 
 
 class RayPool:

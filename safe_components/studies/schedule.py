@@ -43,7 +43,23 @@ def _command(member: Member) -> list[str]:
     return [sys.executable, *map(str, [_MEMBER_PROCESS, *arguments])]
 
 
-def _end(member: Member, status: int, stopping: bool, outcome: Outcome, bar: tqdm) -> None:
+@dataclasses.dataclass
+class _Started:
+    """A member whose process runs, and the size of its log when that process started."""
+
+    member: Member
+    job: Job
+    said: int
+
+    @classmethod
+    def start(cls, member: Member, pool: Pool) -> _Started:
+        member.write()
+        said = member.log.stat().st_size if member.log.is_file() else 0
+        return cls(member, pool.start(_command(member), member.log), said)
+
+
+def _end(started: _Started, status: int, stopping: bool, outcome: Outcome, bar: tqdm) -> None:
+    member = started.member
     if finished(member.directory, member.config.run.total_frames):
         outcome.finished.append(member)
         bar.write(f"{member.name} finished")
@@ -52,7 +68,8 @@ def _end(member: Member, status: int, stopping: bool, outcome: Outcome, bar: tqd
         bar.write(f"{member.name} stopped at {frames_reached(member.directory)} frames")
     else:
         outcome.failed.append(member)
-        bar.write(f"{member.name} FAILED: {last_words(member.log)} ({member.log})")
+        why = started.job.lost_by() or last_words(member.log, started.said)
+        bar.write(f"{member.name} FAILED: {why} ({member.log})")
 
 
 def run_members(members: Sequence[Member], pool: Pool, progress: bool = True) -> Outcome:
@@ -66,7 +83,7 @@ def run_members(members: Sequence[Member], pool: Pool, progress: bool = True) ->
         pool: pool of processes, which runs ``pool.slots`` members at a time.
         progress: whether to show a progress bar over the frames of all members.
     """
-    outcome, running = Outcome(), dict[int, tuple[Member, Job]]()
+    outcome, running = Outcome(), list[_Started]()
     waiting: list[Member] = []
     for member in members:
         done = finished(member.directory, member.config.run.total_frames)
@@ -87,16 +104,14 @@ def run_members(members: Sequence[Member], pool: Pool, progress: bool = True) ->
                     stopping = True
                     outcome.stopped += waiting
                     waiting = []
-                    for _, job in running.values():
-                        job.stop()
+                    for started in running:
+                        started.job.stop()
                 while waiting and len(running) < pool.slots:
-                    member = waiting.pop(0)
-                    member.write()
-                    running[id(member)] = (member, pool.start(_command(member), member.log))
-                for key, (member, job) in list(running.items()):
-                    if (status := job.poll()) is not None:
-                        del running[key]
-                        _end(member, status, stopping, outcome, bar)
+                    running.append(_Started.start(waiting.pop(0), pool))
+                for started in list(running):
+                    if (status := started.job.poll()) is not None:
+                        running.remove(started)
+                        _end(started, status, stopping, outcome, bar)
                 if time.monotonic() - counted > _COUNT_EVERY:
                     told = {"running": len(running), "waiting": len(waiting), "failed": len(outcome.failed)}
                     bar.set_postfix(told, refresh=False)
@@ -104,7 +119,7 @@ def run_members(members: Sequence[Member], pool: Pool, progress: bool = True) ->
                     counted = time.monotonic()
                 time.sleep(_TICK)
             except KeyboardInterrupt:
-                for _, job in running.values():
-                    job.stop()
+                for started in running:
+                    started.job.stop()
         bar.update(frames() - bar.n)
     return outcome

@@ -35,7 +35,7 @@ class CostControl(nn.Module):
 
     def __init__(
         self,
-        multiplier: PriceConfig | Multiplier,
+        multiplier: Multiplier,
         config: RecipeConfig,
         task: Task,
         frames_per_batch: int,
@@ -46,8 +46,7 @@ class CostControl(nn.Module):
         self.running_cost: RunningEpisodeCost | None = None
         if isinstance(multiplier, PriceConfig):
             frames = multiplier.memory / config.env.frame_skip
-            sizes = (task.num_costs, config.env.num_envs, task.episode_length)
-            self.running_cost = RunningEpisodeCost(*sizes, frames)
+            self.running_cost = RunningEpisodeCost(task.num_costs, task.episode_length, frames)
             self.multiplier = multiplier.make(limit, frames_per_batch)
         else:
             self.multiplier = multiplier.make(limit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from safe_components.training.options import cost_suffixes
 
 __all__ = ["plot_curves", "plot_diagnosis", "read_metrics", "with_gaps"]
+
+Metrics: TypeAlias = Mapping[str, np.ndarray]
 
 
 def read_metrics(path: Path) -> dict[str, np.ndarray]:
@@ -45,7 +47,7 @@ def with_gaps(frames: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def plot_curves(
-    metrics_files: Sequence[Path],
+    runs: Mapping[str, Metrics],
     limits: Sequence[float],
     output: Path,
     title: str = "",
@@ -54,14 +56,12 @@ def plot_curves(
     """Draw reward and cost over frames, with a thin line for training and a thick line for evaluation.
 
     Args:
-        metrics_files: one ``metrics.csv`` per run (seed). The label of a run is the name of its directory, or
-            of the file if it has another name.
+        runs: columns of the ``metrics.csv`` of each run (seed), by the label of the run.
         limits: the cost limit of each cost signal, drawn as a dashed line.
         output: picture to write; its suffix determines the format.
         title: title above the picture.
         suffixes: ends of the names of the costs, from `cost_suffixes`; None numbers them.
     """
-    runs = [read_metrics(path) for path in metrics_files]
     names = cost_suffixes((), len(limits)) if suffixes is None else suffixes
     costs = [f"episode_cost{name}" for name in names]
     figure = Figure(figsize=(5.5 * (1 + len(limits)), 3.8), layout="constrained")
@@ -69,12 +69,10 @@ def plot_curves(
     axes = figure.subplots(1, 1 + len(limits), squeeze=False)[0]
     for axis, name in zip(axes, ["episode_reward", *costs], strict=True):
         evaluated = name.replace("episode", "eval")
-        for index, run in enumerate(runs):
+        for index, (label, run) in enumerate(runs.items()):
             color = f"C{index % 10}"
-            path = metrics_files[index]
-            name_of_run = path.parent.name if path.name == "metrics.csv" else path.stem
-            label = name_of_run if len(runs) > 1 else "training (sampled actions)"
-            _line(axis, run, name, color=color, linewidth=1, alpha=0.6, label=label)
+            trained = label if len(runs) > 1 else "training (sampled actions)"
+            _line(axis, run, name, color=color, linewidth=1, alpha=0.6, label=trained)
             if evaluated in run and np.isfinite(run[evaluated]).any():
                 _line(
                     axis,
@@ -98,7 +96,7 @@ def plot_curves(
 
 
 def plot_diagnosis(
-    metrics_file: Path,
+    run: Metrics,
     limits: Sequence[float],
     output: Path,
     title: str = "",
@@ -107,18 +105,17 @@ def plot_diagnosis(
     """Draw the links of the policy improvement: promise and delivery, episodes, and calibration.
 
     Args:
-        metrics_file: ``metrics.csv`` of a run of CVPO.
+        run: columns of the ``metrics.csv`` of a run of CVPO.
         limits: the cost limit of each cost signal; the first one is drawn.
         output: picture to write; its suffix determines the format.
         title: title above the picture.
         suffixes: ends of the names of the costs, from `cost_suffixes`; None numbers them.
 
     Raises:
-        ValueError: if the file holds no diagnosis.
+        ValueError: if the columns hold no diagnosis.
     """
-    run = read_metrics(metrics_file)
     if "promised_reward" not in run:
-        raise ValueError(f"{metrics_file} holds no column promised_reward: only CVPO writes a diagnosis")
+        raise ValueError("there is no column promised_reward: only CVPO writes a diagnosis")
     figure = Figure(figsize=(13, 6.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 3, sharex=True)
@@ -150,7 +147,7 @@ def plot_diagnosis(
     figure.savefig(output, dpi=110)
 
 
-def _line(axis: Axes, run: Mapping[str, np.ndarray], name: str, **style: Any) -> None:
+def _line(axis: Axes, run: Metrics, name: str, **style: Any) -> None:
     """Draw the points that exist of a column, with gaps where points are missing."""
     if name in run:
         frames, values = with_gaps(run["frames"], run[name])

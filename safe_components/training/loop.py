@@ -178,6 +178,7 @@ class Loop:
                         frames_per_batch=self._frames_per_batch,
                         num_workers=self._workers,
                         seed=seed,
+                        stopping=lambda: run.finished,
                     )
             else:
                 self._env = task.training_env(seed)
@@ -198,6 +199,8 @@ class Loop:
             if run.finished:
                 break
             collector.update_policy_weights_()
+        else:
+            print("a worker did not deliver its steps, which are given up")
 
     def _take(self, steps: TensorDictBase) -> None:
         self._since = self.run.frames

@@ -25,10 +25,12 @@ class MetricsWriter:
     Args:
         directory: directory of the run.
         loggers: any of "tensorboard", "wandb", "mlflow" (TorchRL's loggers).
-        keep_until: number of frames after which existing rows are dropped. A resumed run passes the frames of
-            its checkpoint, because it collects the later frames again.
+        keep_until: number of frames after which existing rows are dropped.
         expected: number of rows up to there. If the file holds another number, it was damaged: it is kept
             under another name, and the rows that can be read are continued. None checks nothing.
+        stopped_at: frames of the checkpoint from which the run is resumed, which collects later frames again.
+            A row from ``keep_until`` to there was only written because the run stopped.
+        keep_stop: whether that row is kept because the run collects no more frames.
         say: function that is told about rows that are missing, damaged or dropped.
         file_name: name of the file in the directory.
 
@@ -44,6 +46,9 @@ class MetricsWriter:
         expected: int | None = None,
         say: Callable[[str], object] = print,
         file_name: str = "metrics.csv",
+        *,
+        stopped_at: float = 0.0,
+        keep_stop: bool = False,
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / file_name
@@ -56,10 +61,17 @@ class MetricsWriter:
                     f"the {name} logger is not installed: pip install 'safe_components[{name}]'"
                 ) from error
         self._columns: list[str] = []
-        self._continue(keep_until, expected, say)
+        self._continue(keep_until, expected, max(stopped_at, keep_until), keep_stop, say)
         self._file = self.path.open("a", newline="", encoding="utf-8")
 
-    def _continue(self, frames: float, expected: int | None, say: Callable[[str], object]) -> None:
+    def _continue(
+        self,
+        frames: float,
+        expected: int | None,
+        stopped_at: float,
+        keep_stop: bool,
+        say: Callable[[str], object],
+    ) -> None:
         """Keep the rows up to ``frames``, and tell about all other rows and about those that are missing."""
         if not self.path.is_file():
             if expected:
@@ -69,6 +81,7 @@ class MetricsWriter:
             table = list(csv.DictReader(file))
         whole = [row for row in table if _is_whole(row)]
         kept = [row for row in whole if float(row["frames"]) <= frames]
+        of_stop = [row for row in whole if frames < float(row["frames"]) <= stopped_at]
         # If the process was killed while writing, the last row may be cut short.
         torn = sum(not _is_whole(row) for row in table[:-1])
         if torn or (expected is not None and len(kept) != expected):
@@ -79,10 +92,16 @@ class MetricsWriter:
                 f"{self.path} is damaged: {len(kept)}{of} rows up to frame {frames:g} can be read and are "
                 f"continued; the damaged file is kept as {copy.name}"
             )
-        elif dropped := len(whole) - len(kept):
-            rows = "1 row" if dropped == 1 else f"{dropped} rows"
-            say(f"{rows} of {self.path} after frame {frames:g} dropped: these frames are collected again")
-        self._rewrite(kept)
+        else:
+            if of_stop and not keep_stop:
+                say(
+                    f"the last row of {self.path} is taken back: it was only written because the run "
+                    f"stopped at frame {stopped_at:g}"
+                )
+            if later := len(whole) - len(kept) - len(of_stop):
+                rows = f"{later} row{'s' if later > 1 else ''} of {self.path} after frame {stopped_at:g}"
+                say(f"{rows} dropped: these frames are collected again")
+        self._rewrite(kept + (of_stop if keep_stop else []))
 
     def _rewrite(self, rows: Sequence[Mapping[str, str]]) -> None:
         self._columns = list(dict.fromkeys([*(rows[0] if rows else ()), *self._columns]))

@@ -136,7 +136,12 @@ class Run:
             elif settings.warm_start is not None:
                 self._start_from(settings.warm_start)
             self._metrics = MetricsWriter(
-                directory, settings.loggers, keep_until=self._clock.row_frames, expected=self._clock.rows
+                directory,
+                settings.loggers,
+                keep_until=self._clock.row_frames,
+                expected=self._clock.rows,
+                stopped_at=self.frames,
+                keep_stop=self.finished,
             )
             self._metrics.log_config(config_to_dict(config))
             self._episodes = MetricsWriter(directory, keep_until=self.frames, file_name=EPISODES_FILE)
@@ -281,10 +286,10 @@ class Run:
         path, limits = self._metrics.path, self.config.budget.cost_limit
         title = f"{self.config.env.id}, seed {self.config.run.seed}"
         if path.stat().st_size:
-            names = cost_suffixes(self.config.env.cost_keys, len(limits))
-            plot_curves([path], limits, self.directory / "curves.png", title, names)
-            if "promised_reward" in read_metrics(path):
-                plot_diagnosis(path, limits, self.directory / "diagnosis.png", title, names)
+            rows, names = read_metrics(path), cost_suffixes(self.config.env.cost_keys, len(limits))
+            plot_curves({"run": rows}, limits, self.directory / "curves.png", title, names)
+            if "promised_reward" in rows:
+                plot_diagnosis(rows, limits, self.directory / "diagnosis.png", title, names)
 
     def __enter__(self) -> Run:
         self._stop.__enter__()

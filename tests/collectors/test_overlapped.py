@@ -95,6 +95,30 @@ def test_a_worker_that_dies_is_an_error():
         collector.shutdown()
 
 
+def test_a_loop_that_is_asked_to_stop_does_not_wait_for_a_frozen_worker():
+    asked = []
+    collector = OverlappedCollector(
+        functools.partial(summed_circle, 2),
+        constant_policy(0.0),
+        frames_per_batch=20,
+        num_workers=1,
+        stopping=lambda: bool(asked),
+        patience=3.0,
+    )
+    batches = iter(collector)
+    next(batches)
+    next(batches)
+    (worker,) = collector._collector.procs
+    os.kill(pid := worker.pid, signal.SIGSTOP)
+    asked.append(1)
+    began = time.monotonic()
+    assert len(list(batches)) <= 1  # the worker may have sent one before it froze
+    assert time.monotonic() - began > 3.0
+    collector.shutdown(timeout=1000.0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
 class Breaks(nn.Module):
     """An action that stops the environment with an error after some steps."""
 

@@ -93,12 +93,12 @@ def start():
 
 def wait_for_rows(directory, rows, process):
     path = directory / "metrics.csv"
-    for _ in range(1200):
+    for _ in range(6000):
         if path.is_file() and path.read_text().count("\n") > rows:
             return
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.05)
-    raise AssertionError(f"{rows} rows were not reached in 60 s")
+    raise AssertionError(f"{rows} rows were not reached in 300 s")
 
 
 def children(pid):
@@ -139,6 +139,23 @@ def test_ctrl_c_to_the_whole_group_saves_and_the_run_goes_on(tmp_path, start):
     rows = read_metrics(directory / "metrics.csv")
     assert rows["frames"].tolist() == list(range(600, stopped_at + 401, 200))
     assert np.diff(rows["updates"]).tolist() == [4.0] * (len(rows["updates"]) - 1)
+
+
+def test_one_ctrl_c_ends_a_run_whose_worker_is_frozen(tmp_path, start):
+    directory = tmp_path / "run"
+    process = start(directory, workers=2)
+    wait_for_rows(directory, 3, process)
+    workers = workers_of(process.pid)
+    os.kill(workers[0], signal.SIGSTOP)
+    os.killpg(process.pid, signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "a worker did not deliver its steps, which are given up" in output
+    assert "Traceback" not in output
+    assert gone(workers)
+    reached = int(read_metrics(directory / "metrics.csv")["frames"][-1])
+    newest = max((directory / "checkpoint").glob("checkpoint-*"))
+    assert int(newest.name.split("-")[1]) in {reached, reached + 200}  # a batch may have come without a row
 
 
 def test_a_dead_worker_ends_the_run_with_one_line_and_keeps_the_checkpoint(tmp_path, start):

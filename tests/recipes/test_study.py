@@ -8,7 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import yaml
-from pretended_runs import wait_until
+from pretended_runs import killed_at, wait_until
 
 import study
 from safe_components.studies import Outcome, hold
@@ -81,6 +81,31 @@ def test_a_killed_study_repeats_nothing_that_had_finished(tmp_path):
     saved = yaml.safe_load((first / "config.yaml").read_text())
     assert saved["config"]["run"]["total_frames"] == 2400
     assert saved["config"]["estep"]["num_particles"] == 4
+
+
+def test_a_lost_member_is_told_and_the_same_command_does_it(tmp_path, capsys):
+    directory = tmp_path / "study"
+    flags = [*SMALL, "--variants", "cvpo", "--seeds", "2", "--jobs", "2", "--total-frames", "1400"]
+    lost, kept = (directory / "cvpo" / f"seed-{seed}" for seed in (0, 1))
+    with killed_at(800, lost), pytest.raises(SystemExit, match=r"^error: 1 of 2 members failed") as stop:
+        launch(directory, *flags)
+    assert "the same command continues the study" in str(stop.value)
+    assert "cvpo/seed-0 FAILED: error: the process was killed by signal 9" in capsys.readouterr().out
+    assert finished(kept, 1400)
+    assert not finished(lost, 1400)
+    (row,) = rows(directory / "table.csv")
+    assert (row["seeds"], row["finished"]) == ("2", "1")
+    seeds = rows(directory / "seeds.csv")
+    assert [row["finished"] for row in seeds] == ["False", "True"]
+    assert 800 <= int(seeds[0]["frames"]) < 1400
+    before = {path: path.stat().st_mtime_ns for path in kept.rglob("*")}
+
+    launch(directory, *flags)
+    assert "1 of 2 members had finished before" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in kept.rglob("*")}
+    assert finished(lost, 1400)
+    assert read_metrics(lost / "metrics.csv")["frames"].tolist() == list(range(600, 1401, 200))
+    assert rows(directory / "table.csv")[0]["finished"] == "2"
 
 
 def test_a_directory_with_something_else_is_refused(tmp_path):

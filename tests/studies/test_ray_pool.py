@@ -2,18 +2,28 @@
 
 import contextlib
 import fcntl
+import importlib.util
 import os
 import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
+import threading
 
 import pytest
-from pretended_runs import interrupt_after_start, pretended_member, wait_until
+from pretended_runs import (
+    interrupt_after_start,
+    killed_at,
+    parent_of,
+    pretended_member,
+    starts,
+    wait_until,
+)
 
 import study
 from safe_components.studies import RayPool, run_members
+from safe_components.studies.pool import last_words, library_threads, spawn
+from safe_components.studies.ray_pool import _until_done
 
 # Before Ray is imported: whether clusters ask for a token would hang on what this user's earlier Rays left.
 os.environ["RAY_AUTH_MODE"] = "disabled"
@@ -41,9 +51,10 @@ def cluster(in_the_background):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ray = Path(sys.executable).with_name("ray")
     command = [
-        ray,
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
         "start",
         "--head",
         "--block",
@@ -92,6 +103,26 @@ def test_ray_runs_stops_and_tells_like_this_machine(tmp_path, capsys, request, i
         pool.close()
 
 
+def test_a_lost_worker_and_a_lost_process_are_told_and_done_again(tmp_path, capsys, one_ray):
+    pool = start_ray("local", 3)
+    try:
+        members = [pretended_member(tmp_path, seed, 1000, nap=0.02) for seed in (0, 1, 2)]
+        by_worker, by_process, other = members
+        with killed_at(100, by_worker.directory, parent_of), killed_at(100, by_process.directory):
+            outcome = run_members(members, pool, progress=False)
+        assert {m.name for m in outcome.failed} == {by_worker.name, by_process.name}
+        assert outcome.finished == [other]
+        printed = capsys.readouterr().out
+        assert f"{by_worker.name} FAILED: error: its task on Ray was lost (WorkerCrashedError: " in printed
+        assert f"{by_process.name} FAILED: error: the process was killed by signal 9" in printed
+        outcome = run_members(members, pool, progress=False)
+        assert {m.name for m in outcome.finished} == {by_worker.name, by_process.name}
+        # The process of the lost worker saved and left.
+        assert [starts(member) for member in members] == [["new", "resumed"], ["new", "new"], ["new"]]
+    finally:
+        pool.close()
+
+
 def test_a_ray_address_without_an_answer_is_one_line(tmp_path):
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -109,6 +140,43 @@ def test_a_ray_address_that_listens_and_says_nothing_is_given_up():
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(ConnectionError, match="within 3 s"):
             RayPool(address, None, timeout=3.0)
+
+
+def test_a_canceled_task_asks_its_process_to_save_and_returns_its_status(tmp_path):
+    """Ray raises KeyboardInterrupt in a canceled task; here the same signal comes from another thread."""
+    log = tmp_path / "output.log"
+    code = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit('error: saved'))\n"
+        "print('trains', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+
+    def cancel():
+        wait_until(lambda: log.is_file() and "trains" in log.read_text())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    try:
+        assert _until_done(spawn, [sys.executable, "-c", code], str(log), library_threads(1)) == 1
+    finally:
+        thread.join()
+        signal.signal(signal.SIGINT, before)
+    assert last_words(log) == "error: saved"
+
+
+def test_ray_that_is_not_installed_or_does_not_start_is_one_line(monkeypatch):
+    def fail(**_):
+        raise RuntimeError("The node timed out. More of it")
+
+    monkeypatch.setattr(importlib.import_module("ray"), "init", fail)
+    with pytest.raises(ConnectionError, match=r"did not start on this machine \(The node timed out\); is it"):
+        RayPool("local", 1)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'safe_components\[ray\]'"):
+        RayPool("local", 1)
 
 
 def test_ray_imports_without_warnings():

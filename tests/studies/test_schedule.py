@@ -1,13 +1,15 @@
 """Members of a study are run a few at a time, interrupted, tried again and continued."""
 
 import dataclasses
+import signal
 import time
 
 import numpy as np
-from pretended_runs import interrupt_after_start, pretended_member, starts
+from pretended_runs import interrupt_after_start, killed_at, pretended_member, starts
 
 from safe_components.studies import LocalPool, run_members
 from safe_components.studies.member_process import finished, frames_reached
+from safe_components.studies.pool import last_words
 from safe_components.studies.results import read_rows
 
 
@@ -27,6 +29,33 @@ def test_a_failing_member_is_told_and_the_others_go_on(tmp_path, capsys):
     assert outcome.finished == [more]
     assert starts(more) == ["new", "resumed"]
     assert read_rows(more.directory / "metrics.csv")["frames"].tolist() == list(range(10, 81, 10))
+
+
+def test_a_lost_member_is_told_by_what_ended_it_not_by_an_older_error(tmp_path, capsys):
+    lost, other = (pretended_member(tmp_path, seed, 1000, nap=0.02) for seed in (0, 1))
+    lost.directory.mkdir(parents=True)
+    lost.log.write_text("error: of yesterday\n")
+    with killed_at(100, lost.directory):
+        outcome = run_members([lost, other], LocalPool(2), progress=False)
+    assert (outcome.failed, outcome.finished) == ([lost], [other])
+    told = f"pretended/seed-0 FAILED: error: the process was killed by signal {signal.SIGKILL:d} (Killed); "
+    assert told in capsys.readouterr().out
+    assert run_members([lost, other], LocalPool(2), progress=False).finished == [lost]
+    assert starts(other) == ["new"]
+
+
+def test_the_last_words_are_those_of_the_last_process(tmp_path):
+    log = tmp_path / "output.log"
+    log.write_text("error: of yesterday\n")
+    start = log.stat().st_size
+    for text, words in [
+        ("", "no output"),
+        ("\n  \n", "no output"),
+        ("a\nb\n", "b"),
+        ("error: x\nbye\n", "error: x"),
+    ]:
+        log.write_text("error: of yesterday\n" + text)
+        assert last_words(log, start) == words
 
 
 def test_no_more_members_run_at_a_time_than_asked_for(tmp_path):

@@ -343,6 +343,8 @@ def test_a_row_cut_by_a_kill_after_the_checkpoint_is_no_damage(run_dir, capsys):
     train(run_dir, 50, resume=True)
     said = capsys.readouterr().out
     assert "damaged" not in said
+    assert "1 row of" in said
+    assert "after frame 40 dropped: these frames are collected again" in said
 
 
 def test_metrics_that_were_there_before_a_run_are_kept(tmp_path, capsys):

@@ -218,9 +218,9 @@ def test_the_picture_holds_one_panel_a_signal(tmp_path):
                 }
             )
         writer.close()
-    files = [tmp_path / name / "metrics.csv" for name in ("a", "b")]
-    plot_curves(files[:1], [25.0], tmp_path / "one.png")
-    plot_curves(files, [25.0, 1.0], tmp_path / "two.png")
+    runs = {name: read_metrics(tmp_path / name / "metrics.csv") for name in ("a", "b")}
+    plot_curves({"a": runs["a"]}, [25.0], tmp_path / "one.png")
+    plot_curves(runs, [25.0, 1.0], tmp_path / "two.png")
     one, two = (matplotlib.image.imread(tmp_path / name) for name in ("one.png", "two.png"))
     assert two.shape[1] > one.shape[1] > one.shape[0]
     assert one[..., :3].std() > 0.01

@@ -66,6 +66,23 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     assert (rows["wall_seconds"][1:] > rows["wall_seconds"][:-1]).all()
 
 
+def test_the_row_of_a_stop_is_taken_back_only_if_the_run_goes_on(tmp_path, capsys):
+    def train_to(total, **place):
+        config = make_config(**{"directory": tmp_path / "run", "total_frames": total, **place})
+        with Run(config) as run:
+            while not run.finished:
+                run.advance(10)
+                run.log({"episode_reward": 1.0, "episode_cost": 0.0}, extra=run.frames == total)
+        return read_metrics(tmp_path / "run" / "metrics.csv")["frames"].tolist(), capsys.readouterr().out
+
+    assert train_to(30)[0] == [10, 20, 30]
+    resume = {"resume": tmp_path / "run"}
+    assert train_to(30, **resume) == ([10, 20, 30], "")  # nothing is left to do
+    frames, said = train_to(50, **resume)
+    assert frames == [10, 20, 40, 50]
+    assert said.endswith("is taken back: it was only written because the run stopped at frame 30\n")
+
+
 def test_an_error_keeps_the_last_good_checkpoint(tmp_path, capsys):
     with pytest.raises(FloatingPointError):
         train(make_config(tmp_path / "run"), torch.nn.Linear(2, 1), 100, fail_at=50)

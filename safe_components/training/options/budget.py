@@ -57,9 +57,6 @@ class PIDConfig:
         )
 
 
-Multiplier: TypeAlias = PIDConfig | GradientConfig
-
-
 @dataclasses.dataclass(frozen=True)
 class PriceConfig:
     """A price of the costs in spreads, whose logarithm follows the measured cost; no setting has a unit."""
@@ -82,6 +79,9 @@ class PriceConfig:
         rate = self.rate * frames_per_batch / 1000
         bounds = {"min_value": self.min, "max_value": self.max}
         return ExponentiatedMultiplier(cost_limit, rate, self.kp, init=self.init, **bounds)
+
+
+Multiplier: TypeAlias = PriceConfig | PIDConfig | GradientConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,7 @@ class BudgetConfig:
 class FeedbackBudgetConfig(BudgetConfig):
     """The cost limit, how it changes during training, and how measured episodes tighten it."""
 
-    feedback: Multiplier | None = None
+    feedback: PIDConfig | GradientConfig | None = None
     """divide the limit in Q units by 1 + λ, where λ follows the cost of episodes; none does not divide it"""
 
     def make_feedback(self) -> GradientMultiplier | PIDMultiplier | None:
