@@ -34,8 +34,8 @@ from safe_components.training import (
     launch,
     options,
     require_memory,
-    with_noise,
     value_units,
+    with_noise,
 )
 
 

@@ -58,6 +58,7 @@ def test_the_policy_is_one_batch_old_and_constant_within_a_batch(two_workers):
     assert [batch["action"].unique().tolist() for batch in collect(1, 4, pause=0.05)] == [[0], [0], [1], [2]]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_batches_whatever_the_load(two_workers):
     again = collect(num_workers=2, copies=4, pause=0.05)
     for a, b in zip(two_workers, again, strict=True):

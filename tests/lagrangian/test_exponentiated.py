@@ -50,7 +50,7 @@ def test_it_settles_where_the_cost_meets_the_limit():
 
 
 def test_it_does_not_wind_up():
-    """However long the cost was too high, λ leaves its bound at once when the cost falls, by the whole of kp e."""
+    """However long the cost was too high, λ leaves its bound at once when the cost falls, by all of kp e."""
     multiplier = ExponentiatedMultiplier(25.0, rate=0.03, kp=0.5, max_value=3.0)
     run(multiplier, [25.0 * math.e**1.5] * 1000)
     assert multiplier.lam.item() == pytest.approx(3.0)

@@ -36,6 +36,7 @@ def directories(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_frames_updates_and_episodes_are_those_of_one_process(directories):
     alone, two = (read_metrics(directories / name / "metrics.csv") for name in ("none", "two"))
     assert set(alone) == set(two)
@@ -47,6 +48,7 @@ def test_frames_updates_and_episodes_are_those_of_one_process(directories):
     assert (np.abs(two["episode_reward"]) < 100).all()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers(directories):
     a, b = (read_metrics(directories / name / "metrics.csv") for name in ("two", "again"))
     for name in {name for name in a if "second" not in name}:  # all but times
@@ -141,6 +143,7 @@ def test_ctrl_c_to_the_whole_group_saves_and_the_run_goes_on(tmp_path, start):
     assert np.diff(rows["updates"]).tolist() == [4.0] * (len(rows["updates"]) - 1)
 
 
+@pytest.mark.slow
 def test_one_ctrl_c_ends_a_run_whose_worker_is_frozen(tmp_path, start):
     directory = tmp_path / "run"
     process = start(directory, workers=2)
@@ -158,6 +161,7 @@ def test_one_ctrl_c_ends_a_run_whose_worker_is_frozen(tmp_path, start):
     assert int(newest.name.split("-")[1]) in {reached, reached + 200}  # a batch may have come without a row
 
 
+@pytest.mark.slow
 def test_a_dead_worker_ends_the_run_with_one_line_and_keeps_the_checkpoint(tmp_path, start):
     directory = tmp_path / "run"
     process = start(directory, workers=2)
@@ -173,6 +177,7 @@ def test_a_dead_worker_ends_the_run_with_one_line_and_keeps_the_checkpoint(tmp_p
     assert gone(workers)
 
 
+@pytest.mark.slow
 def test_workers_of_a_killed_run_end_too(tmp_path, start):
     process = start(tmp_path / "run")
     wait_for_rows(tmp_path / "run", 1, process)

@@ -62,6 +62,7 @@ def test_safety_gymnasium(name, tmp_path, training):
     resumed_equals_unstopped(RECIPES[name], flags, tmp_path, training, stop=500, total=600)
 
 
+@pytest.mark.slow
 def test_environments_in_processes_start_new_episodes_and_say_so(tmp_path, capsys):
     flags = ("--collect.workers", 2, "--collect.frames-per-batch", 100)
     cvpo.main(small(cvpo, "--run-dir", tmp_path / "run", *flags, "--total-frames", 500))

@@ -30,7 +30,9 @@ def test_recipe_wins_over_all_and_flags_over_both(tmp_path):
     text = (
         "all: {env: {id: PointCircle}, critics: {gamma: 0.9, hidden_sizes: [8, 9]}, run.total_frames: 700}\n"
     )
-    text += "cvpo: {critics: {gamma: 0.8, layer-norm: false}, run: {seed: 3}}\nsac_lag: {entropy: {lr: 0.5}}\n"
+    text += (
+        "cvpo: {critics: {gamma: 0.8, layer-norm: false}, run: {seed: 3}}\nsac_lag: {entropy: {lr: 0.5}}\n"
+    )
     where = written(tmp_path / "a.yaml", text)
     config = parse_config(cvpo.Config, ["--settings", where, "--seed", "4"])
     given = {"gamma": 0.8, "layer_norm": False, "hidden_sizes": (8, 9)}

@@ -35,6 +35,7 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_a_killed_study_repeats_nothing_that_had_finished(tmp_path):
     directory = tmp_path / "study"
     flags = [*SMALL, "--variants", "cvpo", "no-kl", "--seeds", "1", "--jobs", "1", "--total-frames", "2400"]

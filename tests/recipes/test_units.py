@@ -40,25 +40,27 @@ def course(reward_unit, cost_unit, *flags):
     learner.critics.set_units(**units)
     torch.manual_seed(1)
     rows = steps.flatten(0, 1)
-    for _ in range(12):
+    for _ in range(6):
         learner.observe(steps, cost_unit * torch.tensor([[40.0]]), 0)
         states = rows.select(keys.OBSERVATION).clone()
         metrics = learner.update(rows.clone(), states)
     return learner, states[keys.PARTICLE_WEIGHT], metrics
 
 
-@pytest.mark.parametrize("multiplier", ["price", "dual"])
 @pytest.mark.parametrize(
-    ("reward_unit", "cost_unit"), [(2.0**10, 1.0), (1.0, 2.0**10), (2.0**-10, 2.0**13), (2.0**13, 2.0**-10)]
+    ("multiplier", "reward_unit", "cost_unit"),
+    [("price", 2.0**10, 2.0**-10), ("price", 2.0**-10, 2.0**13), ("dual", 2.0**10, 2.0**10)],
 )
-def test_the_course_is_the_same_in_other_units(reward_unit, cost_unit, multiplier):
+def test_the_course_is_the_same_in_other_units(multiplier, reward_unit, cost_unit):
     """Powers of two change no digit, so only a number that has a unit of its own can make a difference."""
     flags = ("--multiplier", multiplier)
     learner, weight, metrics = course(1.0, 1.0, *flags)
     other, found, measured = course(reward_unit, cost_unit, *flags)
     assert weight.std() > 0.01
     torch.testing.assert_close(found, weight, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(measured["lambda"] * cost_unit / reward_unit, metrics["lambda"], rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        measured["lambda"] * cost_unit / reward_unit, metrics["lambda"], rtol=1e-4, atol=0
+    )
     torch.testing.assert_close(measured["eta"] / reward_unit, metrics["eta"], rtol=1e-4, atol=0)
     for name, parameter in other.policy.named_parameters():
         torch.testing.assert_close(parameter, learner.policy.get_parameter(name), rtol=0, atol=1e-5)

@@ -81,6 +81,7 @@ def start_ray(address, slots):
     return RayPool(address, slots, timeout=120)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["local", "cluster"])
 def test_ray_runs_stops_and_tells_like_this_machine(tmp_path, capsys, request, in_the_background, where):
     address, slots = "local", 2

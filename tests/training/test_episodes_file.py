@@ -43,6 +43,7 @@ def test_episodes_of_any_length_follow_one_another_in_their_copy(tmp_path):
             assert rows[f"episode_{name}"][row] == pytest.approx(mean, rel=1e-5, abs=1e-5, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_repeats_no_episode_and_names_each_cost(tmp_path):
     flags = ("--env.cost-keys", "walls", "speed", "--cost-limit", "5", "10", "--checkpoint-interval", "400")
     train(cvpo, tmp_path / "run", *flags, "--total-frames", "800")

@@ -102,6 +102,7 @@ def test_a_directory_that_becomes_read_only_is_one_line(run_dir, monkeypatch):
     assert load(run_dir)[1] == 40.0
 
 
+@pytest.mark.slow
 def test_a_process_killed_during_a_checkpoint_leaves_the_one_before(run_dir, capsys):
     code = f"""
 import os, signal, sys
@@ -203,6 +204,7 @@ def make_point_circle():
     return make_env("PointCircle", num_envs=2)
 
 
+@pytest.mark.slow
 def test_a_frozen_worker_is_ended():
     policy = gaussian_policy(4, [-1.0, -1.0], [1.0, 1.0], hidden_sizes=(8,))
     collector = OverlappedCollector(make_point_circle, policy, frames_per_batch=4, num_workers=1, seed=0)

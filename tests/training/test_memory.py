@@ -39,6 +39,7 @@ def batch_of_episodes():
     return TensorDict({"observation": torch.rand(*shape, 3), "next": TensorDict(step, shape)}, shape)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts open files through /proc")
 def test_rows_checkpoints_and_episodes_leave_nothing_behind(tmp_path):
     settings = RunConfig(

@@ -64,7 +64,7 @@ class PriceConfig:
     rate: Positive = 0.02
     """change of the logarithm of the price per 1,000 frames at e = 2.7 times the limit"""
     kp: NotNegative = 0.5
-    """change of the logarithm of the price at e times the limit, in proportion to the logarithm of the cost"""
+    """change of the logarithm of the price at e times the limit, while the cost is there"""
     init: Positive = 0.5
     """initial value of the integral; 1 weighs a cost like the reward"""
     min: Positive = 0.1
