@@ -30,7 +30,7 @@ def random_steps(reward_unit, cost_unit):
 
 
 def course(reward_unit, cost_unit, *flags):
-    """Train on the same random numbers; return the learner, and the weights and metrics of its last update."""
+    """Train on the same random numbers; return the learner, its last weights and their metrics."""
     limit = ["--cost-limit", str(LIMIT * cost_unit)]
     config = parse_config(cvpo.Config, ["--env.id", "PointCircle", "--env.num-envs", "4", *limit, *flags])
     task = Task(config)
