@@ -25,6 +25,7 @@ def random_steps(reward_unit, cost_unit):
         "cost": cost_unit * cost,
         "done": torch.zeros(4, 30, 1, dtype=torch.bool),
         "terminated": torch.zeros(4, 30, 1, dtype=torch.bool),
+        "step_count": torch.arange(1, 31).expand(4, 30).unsqueeze(-1),
     }
     return TensorDict({"observation": now, "action": action, "next": following}, [4, 30])
 
