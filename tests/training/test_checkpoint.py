@@ -352,3 +352,40 @@ def test_metrics_that_were_there_before_a_run_are_kept(tmp_path, capsys):
     (tmp_path / "run" / "metrics.csv").write_text("frames,mine\n10,3\n")
     train(tmp_path / "run", 20)
     assert "1 row" in capsys.readouterr().out
+
+
+def test_an_interruption_leaves_no_half_written_checkpoint(run_dir):
+    class Interrupted:
+        def dump(self, path):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints_of(run_dir).save(50, {"model": torch.nn.Linear(2, 1), "interrupted": Interrupted()})
+    assert {path.name[-2:] for path in (run_dir / "checkpoint").iterdir()} == {"30", "40"}
+
+
+def test_a_file_named_like_an_interrupted_checkpoint_is_removed(run_dir):
+    stage = run_dir / "checkpoint" / ".stage-checkpoint-000000000050"
+    stage.write_text("a file")
+    train(run_dir, 50, resume=True)
+    assert not stage.exists()
+
+
+def test_a_disk_that_fails_while_a_component_is_read_is_no_damage(run_dir):
+    class Unreadable(torch.nn.Linear):
+        def load_state_dict(self, state):
+            raise OSError("input/output error")
+
+    with pytest.raises(OSError, match="input/output error"):
+        checkpoints_of(run_dir).load({"model": Unreadable(2, 1)})
+
+
+@pytest.mark.parametrize(
+    "change", [{"frames": "forty"}, {"files": []}, {"config": 3}, {"files": {"model.safetensors": {}}}]
+)
+def test_a_manifest_with_entries_of_another_type_is_damage(change, run_dir):
+    path = checkpoint(run_dir, 40) / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    said, bias = load(run_dir)
+    assert "manifest.json cannot be read (TypeError" in said
+    assert bias == 30.0
