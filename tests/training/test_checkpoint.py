@@ -174,6 +174,29 @@ def test_a_run_continues_from_the_checkpoint_before_a_damaged_one(run_dir, capsy
     assert "damaged" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "manifest.json"])
+def test_a_file_that_the_disk_does_not_give_is_damage_but_no_permission_is_not(name, run_dir, monkeypatch):
+    newest = checkpoint(run_dir, 40) / name
+
+    def fails_with(error):
+        def opened(self, *args, **kwargs):
+            if self == newest:
+                raise error
+            return real(self, *args, **kwargs)
+
+        return opened
+
+    real = type(newest).open
+    with monkeypatch.context() as patch:
+        patch.setattr(type(newest), "open", fails_with(OSError(5, "Input/output error")))
+        said, bias = load(run_dir)
+    assert f"{newest.parent} cannot be read: [Errno 5] Input/output error" in said
+    assert bias == 30.0
+    monkeypatch.setattr(type(newest), "open", fails_with(PermissionError(13, "Permission denied")))
+    with pytest.raises(PermissionError):
+        load(run_dir)
+
+
 def test_no_byte_of_a_manifest_can_change_unseen(run_dir):
     path = checkpoint(run_dir, 40)
     whole, checkpoints = (path / "manifest.json").read_bytes(), Checkpoints(path.parent)
@@ -222,7 +245,7 @@ def test_a_checkpoint_of_another_run_is_refused(run_dir, tmp_path, capsys):
 def test_a_checkpoint_that_does_not_fit_is_an_error(run_dir):
     with pytest.raises(CheckpointError, match=r"does not hold other"):
         Checkpoints(run_dir / "checkpoint").load({"other": torch.nn.Linear(2, 1)})
-    with pytest.raises(CheckpointError, match=r"(?s)model\.safetensors does not fit model: .*size mismatch"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors does not fit model: .*size mismatch"):
         Checkpoints(run_dir / "checkpoint").load({"model": torch.nn.Linear(3, 1)})
 
 

@@ -136,6 +136,14 @@ def test_a_directory_in_use_is_refused(tmp_path):
         Run(make_config(tmp_path / "run"))
 
 
+@pytest.mark.parametrize("place", ["file", "file/run"])
+def test_a_directory_that_is_a_file_or_below_one_is_refused(place, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError, match=rf"cannot be \S*/{place}: \S*/file is a file"):
+        Run(make_config(tmp_path / place))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_runs_that_start_in_one_second_have_directories_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(time, "strftime", lambda _: "20260102-030405")
