@@ -1,5 +1,6 @@
 """Fixtures that tests of several folders share."""
 
+import fcntl
 import os
 from importlib.util import find_spec
 
@@ -9,6 +10,9 @@ import torch
 if not torch.cuda.is_available():
     # Triton reads this when TensorDict imports it: its kernels then run in Python, on CPU tensors.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# Before Ray is imported: whether clusters ask for a token would hang on what this user's earlier Rays left.
+os.environ["RAY_AUTH_MODE"] = "disabled"
 
 from small_runs import train
 
@@ -26,3 +30,11 @@ def training(tmp_path):
         return train(recipe, tmp_path / name, *flags, **settings)
 
     return run
+
+
+@pytest.fixture
+def one_ray(tmp_path_factory):
+    """Two Rays that start on one machine at the same time take each other's ports."""
+    with (tmp_path_factory.getbasetemp().parent / "ray.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

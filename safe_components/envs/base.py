@@ -33,6 +33,8 @@ def checked_seed(seed: int) -> int:
         number = -1
     if number < 0 or isinstance(seed, bool):
         raise ValueError(f"seed must be an integer of at least 0, or None, got {seed!r}")
+    if number >= 2**63:  # PyTorch's generators hold a seed in 64 bits
+        raise ValueError(f"seed must be below 2**63, got {seed!r}")
     return number
 
 

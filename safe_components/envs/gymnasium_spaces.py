@@ -44,6 +44,8 @@ class ObservationReader:
                 "wrap the environment with gymnasium.wrappers.TransformObservation"
             )
         self.space, self.size = space, int(spaces.flatdim(space))
+        if self.size == 0:
+            raise ValueError(f"observation space {space} is empty: a policy needs at least one number")
         self.is_vector = isinstance(space, spaces.Box) and len(space.shape) == 1
 
     def __call__(self, observation: Any) -> np.ndarray:
@@ -124,6 +126,8 @@ class ActionReader:
             raise ValueError(f"action space {space} is not supported: use a Box or a Discrete space")
         self.space = space
         self.size = int(space.n) if isinstance(space, spaces.Discrete) else int(np.prod(space.shape))
+        if self.size == 0:
+            raise ValueError(f"action space {space} is empty: a policy needs at least one number to choose")
 
     def spec(self, batch: torch.Size, device: torch.device | None) -> TensorSpec:
         """Return the TorchRL spec for actions [*batch, a], float32."""

@@ -144,7 +144,8 @@ def last_of_episode(result: Sequence[Any]) -> Sequence[Any]:
     key = next((key for key in _FINAL_OBSERVATION if info.get(key) is not None), None)
     if key is None or not (terminated or truncated):
         return result
-    return info[key], *result[1:-1], info.get(_FINAL_INFO, info)
+    final = info.get(_FINAL_INFO)
+    return info[key], *result[1:-1], final if isinstance(final, Mapping) else info
 
 
 def check_tuple(result: Any, values: int | None = None) -> None:

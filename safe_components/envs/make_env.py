@@ -174,7 +174,7 @@ def _safety_ids(name: str) -> list[str]:
 def _import(module: str, env_id: str) -> None:
     try:
         importlib.import_module(module)
-    except Exception as error:  # a user's module may raise anything
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is not None and f"{module}.".startswith(f"{missing}."):
             raise ValueError(f"unknown environment {env_id!r}: there is no module {missing!r}") from error

@@ -130,8 +130,12 @@ class Checkpoints:
         for path in sorted(self._candidates(), reverse=True):
             try:
                 self.verify(path)
-            except CheckpointError as error:
-                reasons.append(str(error))
+            except PermissionError:  # it may be whole
+                raise
+            except (CheckpointError, OSError) as error:
+                reasons.append(
+                    f"{path} cannot be read: {error}" if isinstance(error, OSError) else str(error)
+                )
                 continue
             for reason in reasons:
                 self._say(f"{reason}; the checkpoint before it is used: {path}")
@@ -200,7 +204,8 @@ class Checkpoints:
             except OSError:
                 raise
             except Exception as error:  # a component may raise anything for a state of another shape
-                raise CheckpointError(f"{file} does not fit {name}: {error}") from error
+                reason = " ".join(str(error).split())
+                raise CheckpointError(f"{file} does not fit {name}: {reason}") from error
 
     def clean(self) -> None:
         """Remove what killed processes left behind, and name what is not a checkpoint.

@@ -416,7 +416,10 @@ def _is_made(directory: Path) -> bool:
     """Make a directory; return false if it exists, even if another process has just made it."""
     try:
         directory.mkdir(parents=True)
-    except FileExistsError:
+    except (FileExistsError, NotADirectoryError):
+        file = next((path for path in (directory, *directory.parents) if path.is_file()), None)
+        if file is not None:
+            raise NotADirectoryError(f"the run directory cannot be {directory}: {file} is a file") from None
         return False
     return True
 

@@ -94,6 +94,33 @@ def test_workers_collect_different_episodes_and_take_new_weights(sync):
         assert (batches[-1]["action"] == -0.25).all()
 
 
+@pytest.mark.filterwarnings("ignore")  # TorchRL's Ray collector warns about TorchRL's own classes
+def test_ray_collects_like_processes(one_ray):
+    ray = pytest.importorskip("ray")
+    common = {"include_dashboard": False, "object_store_memory": 80_000_000}
+    ray.init(address="local", num_cpus=2, log_to_driver=False, logging_level="ERROR", **common)
+    try:
+        collector = make_collector(
+            functools.partial(CIRCLE, num_envs=2),
+            constant_policy(0.5),
+            frames_per_batch=24,
+            total_frames=48,
+            num_workers=2,
+            backend="ray",
+            seed=3,
+        )
+        collector.update_policy_weights_()
+        batches = [batch.clone() for batch in collector]  # its length fails in TorchRL 0.14.1
+        collector.shutdown()
+    finally:
+        ray.shutdown()
+    assert [batch.shape for batch in batches] == [(2, 2, 6)] * 2  # workers, copies, steps
+    starts = batches[0]["observation"][:, :, 0].flatten(0, 1)
+    assert starts.unique(dim=0).shape[0] == 4
+    assert all((batch["action"] == 0.5).all() for batch in batches)
+    assert torch.equal(batches[1]["observation"][:, :, 0], batches[0]["next", "observation"][:, :, -1])
+
+
 def test_ray_missing(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # whether it is installed or not
     with pytest.raises(ImportError, match=r"pip install 'safe_components\[ray\]'"):

@@ -204,3 +204,21 @@ def test_other_actions():
             return super().step(np.float32([0.0]))
 
     assert check_env(functools.partial(gymnasium.wrappers.OrderEnforcing, Image()), steps=10)
+
+
+class TakesNaN(PointCircle):
+    """Replaces an action that is not finite, in place of refusing it."""
+
+    def _step(self, tensordict):
+        return super()._step(tensordict.set("action", tensordict["action"].nan_to_num()))
+
+
+def test_an_environment_that_executes_nan_is_found():
+    report = check_env(TakesNaN(num_envs=2, episode_length=40), steps=50)
+    assert [(f.law, f.text) for f in report.failures] == [("actions", "an action of NaN is executed")]
+
+
+def test_a_limit_that_was_not_reached_is_a_note():
+    report = check_env("PointCircle", steps=20, max_episode_steps=900)
+    (note,) = (finding for finding in report.findings if finding.law == "time limit")
+    assert (note.verdict, note.text) == ("note", "900 steps, which were not run; steps=91 runs them")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from cost_envs import Corridor, SixValues
 from gymnasium import spaces
+from tensordict import TensorDict
 
 from safe_components.envs import EnvironmentFailure, GymnasiumBatch
 from safe_components.envs.gymnasium_spaces import ObservationReader
@@ -172,6 +173,8 @@ def test_many_slow_copies_do_not_hang():
 class Counter(gymnasium.Env):
     """Counts to 3, and then resets itself; ``style`` says where its last observation goes."""
 
+    final_info = True
+
     observation_space = spaces.Box(-9, 9, (1,))
     action_space = spaces.Box(-1, 1, (1,))
 
@@ -186,7 +189,9 @@ class Counter(gymnasium.Env):
         self.n += 1
         done, last, info = self.n == 3, np.full(1, self.n), {"cost": self.n}
         if done:
-            last, info = self.reset()[0], {self.style: last, "final_info": info}
+            last, info = self.reset()[0], {self.style: last, "final_info": info, "cost": info["cost"]}
+            if not self.final_info:
+                info["final_info"] = None
         cost = (3 if done else self.n,) if self.six else ()
         return last, 1.0, *cost, done, False, info
 
@@ -202,6 +207,12 @@ def test_the_last_observation_of_an_environment_that_resets_itself(style, six, f
         assert steps["next", "observation"][copy].flatten().tolist() == counted
         assert steps["next", "cost"][copy].flatten().tolist() == costs
     assert (steps["observation"][:, 0] == 0).all()
+
+
+def test_the_info_of_the_last_step_may_have_no_place_of_its_own():
+    bare = type("Bare", (Counter,), {"final_info": False})
+    steps = GymnasiumBatch(lambda: bare("final_obs")).rollout(6, break_when_any_done=False)["next"]
+    assert steps["observation"].flatten().tolist() == steps["cost"].flatten().tolist() == [1, 2, 3] * 2
 
 
 def test_vector_environments_are_refused():
@@ -237,6 +248,13 @@ def test_action_bounds_that_policies_cannot_use_are_refused_by_dimension(low, hi
         ValueError, match=rf"Boxed: dimension {dimension} of the action space ranges from .*TransformAction"
     ):
         GymnasiumBatch(box(low, high))
+
+
+@pytest.mark.parametrize("what", ["action", "observation"])
+def test_spaces_without_a_number_are_refused(what):
+    empty = type("Empty", (Corridor,), {f"{what}_space": spaces.Box(0, 1, (0,))})
+    with pytest.raises(ValueError, match=rf"Empty: {what} space .* is empty"):
+        GymnasiumBatch(empty)
 
 
 def test_bounds_beyond_float32():
@@ -320,6 +338,8 @@ def test_reset_with_a_seed_is_set_seed_and_reset(num_envs):
     for wrong in (-1, 1.5, True):
         with pytest.raises(ValueError, match="seed must be an integer of at least 0"):
             one.reset(seed=wrong)
+    with pytest.raises(ValueError, match=r"seed must be below 2\*\*63"):
+        one.reset(seed=2**63)
 
 
 def test_options_of_reset_reach_the_environment():
@@ -380,3 +400,16 @@ def test_errors_are_summed_up_in_one_line(error, text):
     with pytest.raises(EnvironmentFailure, match=text) as caught:
         batch(fail).rollout(4)
     assert "\n" not in str(caught.value)
+
+
+def test_a_partial_reset_cannot_come_first():
+    env = GymnasiumBatch(Corridor, num_envs=2)
+    chosen = TensorDict({"_reset": torch.tensor([[True], [False]])}, [2])
+    with pytest.raises(RuntimeError, match="the first reset must reset every environment"):
+        env.reset(chosen)
+
+
+def test_an_empty_cost_is_refused():
+    empty = functools.partial(Corridor, cost=lambda x: [])
+    with pytest.raises(ValueError, match="Corridor reports an empty cost"):
+        GymnasiumBatch(empty)

@@ -1,6 +1,7 @@
 """make_env: workers, costs, actions, and the errors; the laws are in tests/laws."""
 
 import functools
+import importlib
 import sys
 
 import gymnasium
@@ -222,6 +223,7 @@ def test_ids_of_modules_whose_steps_return_six_values(
         ),
         ("from math import nothing", ImportError, "importing 'broken' raises ImportError.*'nothing'"),
         ("1 / 0", ImportError, "importing 'broken' raises ZeroDivisionError"),
+        ("raise SystemExit(3)", ImportError, "importing 'broken' raises SystemExit: 3"),
         ("def", ImportError, "importing 'broken' raises SyntaxError"),
         ("", ValueError, "unknown environment 'broken:Mine-v0'"),
     ],
@@ -248,3 +250,19 @@ def test_workers_reset_with_a_seed_as_with_set_seed():
         assert not torch.equal(first[0], first[1])
     finally:
         env.close()
+
+
+def test_a_package_of_ones_own_may_use_names_of_safety_gymnasium_without_it(monkeypatch):
+    """Where Safety-Gymnasium is missing, a registered id is the user's, and others say what is missing."""
+
+    def missing():
+        raise ImportError("safety-gymnasium is not installed")
+
+    module = importlib.import_module("safe_components.envs.make_env")
+    monkeypatch.setattr(module, "safety_gymnasium_ids", missing)
+    monkeypatch.setitem(gymnasium.registry, "SafetyMine-v0", gymnasium.spec("CartPole-v1"))
+    assert module._safety_ids("SafetyMine-v0") == []
+    with pytest.raises(ImportError, match="safety-gymnasium is not installed"):
+        make_env("SafetyNobodys-v0")
+    with pytest.raises(ValueError, match=r"unknown environment 'Qqqq-v0'; see gymnasium.registry"):
+        make_env("Qqqq-v0")

@@ -1,13 +1,18 @@
 """The state of an environment: saved, restored in another one, and continued bit for bit."""
 
 import functools
+import random
+import types
+from collections import deque, namedtuple
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 import torch
 
 from safe_components.envs import StateError, make_env
+from safe_components.envs.base import ConstrainedEnv
 from safe_components.envs.gymnasium_batch import GymnasiumBatch
 from safe_components.envs.object_state import read_object, write_object
 from safe_components.training import read_state, write_state
@@ -162,3 +167,92 @@ def test_a_state_that_does_not_fit_is_refused():
         write_object(env, read_object(other))
     with pytest.raises(StateError, match="of 1 copies, not of 4"):
         make_env("PointCircle", num_envs=4).set_state(make_env("PointCircle").get_state())
+
+
+Pair = namedtuple("Pair", "left right")
+
+
+class Zoo:
+    """One attribute of each kind that a simulator may hold; another seed gives other values."""
+
+    def __init__(self, seed):
+        draw = np.random.default_rng(seed)
+        self.frozen, self.bag = frozenset({seed, 7}), {seed, "a"}
+        self.cut, self.span, self.raw = slice(seed, 9, 2), range(seed, 20), bytes([seed, 1])
+        self.trail, self.steps = deque([seed, 2.5], maxlen=4), [draw.random(2), [seed]]
+        self.pair = Pair(draw.random(3), (seed, None))
+        self.table = {("x", 1): draw.random(), "nested": {"deep": draw.random(2)}}
+        self.mixed = np.array([seed, "word", None], dtype=object)
+        self.number, self.half = (
+            np.float32(seed),
+            torch.rand(2, generator=torch.Generator().manual_seed(seed)),
+        )
+        self.dice, self.old, self.new = random.Random(seed), np.random.RandomState(seed), draw
+        self.coin = torch.Generator().manual_seed(seed)
+        self.code, self.kind = len, Zoo
+        self.part = type("Part", (), {})()
+        self.part.height = float(seed)
+        self.again = self.steps[0]
+
+    def values(self):
+        """Everything as text, with the next draws of the generators."""
+        draws = [self.dice.random(), self.old.rand(), self.new.random(), torch.rand(1, generator=self.coin)]
+        fields = {
+            name: value for name, value in vars(self).items() if name not in ("dice", "old", "new", "coin")
+        }
+        return repr([draws, {**fields, "part": vars(self.part)}])
+
+
+def test_every_kind_of_attribute_comes_back_and_the_state_stays_as_it_was(tmp_path):
+    one, other, unlike = Zoo(3), Zoo(5), Zoo(6)
+    write_state(tmp_path / "state", {"zoo": read_object(one)})
+    state = read_object(one)
+    unlike.trail, unlike.half, unlike.again = None, torch.zeros(5), unlike.part
+    unlike.extra, unlike.new = 1, None
+    expected = one.values()
+    one.steps[0][:] = 0.0
+    for zoo, saved in ((other, state), (unlike, read_state(tmp_path / "state")["zoo"])):
+        write_object(zoo, saved)
+        if zoo is unlike:
+            assert isinstance(zoo.trail, deque)
+            zoo.trail = deque(zoo.trail, maxlen=4)  # a new one has no limit
+        assert zoo.values() == expected
+        assert zoo.again is zoo.steps[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("code", 3, r"Zoo\.code was a builtin_function_or_method, but is a int"),
+        ("part", Pair(1, 2), r"Zoo\.part was a Part of the simulator, but is a Pair"),
+        ("dice", None, r"Zoo\.dice was a part of the simulator, but is a NoneType"),
+        ("old", 3, r"the state does not fit Zoo: AttributeError"),
+    ],
+)
+def test_an_object_of_another_form_is_refused_by_its_place(name, value, said):
+    state, other = read_object(Zoo(3)), Zoo(3)
+    setattr(other, name, value)
+    with pytest.raises(StateError, match=said):
+        write_object(other, state)
+
+
+def test_a_simulator_of_another_size_is_refused():
+    models = [mujoco.MjModel.from_xml_string(
+        "<mujoco><worldbody><body><freejoint/><geom size='1'/></body>" + extra + "</worldbody></mujoco>"
+    ) for extra in ("", "<body><freejoint/><geom size='1'/></body>")]  # fmt: skip
+    small, large = (types.SimpleNamespace(model=model) for model in models)
+    with pytest.raises(StateError, match=r"model\.\w+ had shape .*, but the new simulator's differs"):
+        write_object(small, read_object(large))
+
+
+def test_an_environment_whose_episodes_are_short_is_tried_up_to_their_end():
+    assert GymnasiumBatch(functools.partial(limited, Wanderer, 2)).state_error() is None
+
+
+def test_an_environment_without_a_state_says_so():
+    circle = make_env("PointCircle")
+    assert ConstrainedEnv.state_error(circle) == "PointCircle cannot save its state"
+    with pytest.raises(StateError, match="PointCircle cannot save its state"):
+        ConstrainedEnv.get_state(circle)
+    with pytest.raises(StateError, match="PointCircle cannot restore a state"):
+        ConstrainedEnv.set_state(circle, {})

@@ -1,7 +1,6 @@
 """Members on Ray end, stop and tell like those on this machine."""
 
 import contextlib
-import fcntl
 import importlib.util
 import os
 import signal
@@ -24,17 +23,6 @@ import study
 from safe_components.studies import RayPool, run_members
 from safe_components.studies.pool import last_words, library_threads, spawn
 from safe_components.studies.ray_pool import _until_done
-
-# Before Ray is imported: whether clusters ask for a token would hang on what this user's earlier Rays left.
-os.environ["RAY_AUTH_MODE"] = "disabled"
-
-
-@pytest.fixture
-def one_ray(tmp_path_factory):
-    """Two Rays that start on one machine at the same time take each other's ports."""
-    with (tmp_path_factory.getbasetemp().parent / "ray.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 @pytest.fixture

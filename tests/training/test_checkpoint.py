@@ -174,6 +174,29 @@ def test_a_run_continues_from_the_checkpoint_before_a_damaged_one(run_dir, capsy
     assert "damaged" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "manifest.json"])
+def test_a_file_that_the_disk_does_not_give_is_damage_but_no_permission_is_not(name, run_dir, monkeypatch):
+    newest = checkpoint(run_dir, 40) / name
+
+    def fails_with(error):
+        def opened(self, *args, **kwargs):
+            if self == newest:
+                raise error
+            return real(self, *args, **kwargs)
+
+        return opened
+
+    real = type(newest).open
+    with monkeypatch.context() as patch:
+        patch.setattr(type(newest), "open", fails_with(OSError(5, "Input/output error")))
+        said, bias = load(run_dir)
+    assert f"{newest.parent} cannot be read: [Errno 5] Input/output error" in said
+    assert bias == 30.0
+    monkeypatch.setattr(type(newest), "open", fails_with(PermissionError(13, "Permission denied")))
+    with pytest.raises(PermissionError):
+        load(run_dir)
+
+
 def test_no_byte_of_a_manifest_can_change_unseen(run_dir):
     path = checkpoint(run_dir, 40)
     whole, checkpoints = (path / "manifest.json").read_bytes(), Checkpoints(path.parent)
@@ -222,7 +245,7 @@ def test_a_checkpoint_of_another_run_is_refused(run_dir, tmp_path, capsys):
 def test_a_checkpoint_that_does_not_fit_is_an_error(run_dir):
     with pytest.raises(CheckpointError, match=r"does not hold other"):
         Checkpoints(run_dir / "checkpoint").load({"other": torch.nn.Linear(2, 1)})
-    with pytest.raises(CheckpointError, match=r"(?s)model\.safetensors does not fit model: .*size mismatch"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors does not fit model: .*size mismatch"):
         Checkpoints(run_dir / "checkpoint").load({"model": torch.nn.Linear(3, 1)})
 
 
@@ -352,3 +375,40 @@ def test_metrics_that_were_there_before_a_run_are_kept(tmp_path, capsys):
     (tmp_path / "run" / "metrics.csv").write_text("frames,mine\n10,3\n")
     train(tmp_path / "run", 20)
     assert "1 row" in capsys.readouterr().out
+
+
+def test_an_interruption_leaves_no_half_written_checkpoint(run_dir):
+    class Interrupted:
+        def dump(self, path):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints_of(run_dir).save(50, {"model": torch.nn.Linear(2, 1), "interrupted": Interrupted()})
+    assert {path.name[-2:] for path in (run_dir / "checkpoint").iterdir()} == {"30", "40"}
+
+
+def test_a_file_named_like_an_interrupted_checkpoint_is_removed(run_dir):
+    stage = run_dir / "checkpoint" / ".stage-checkpoint-000000000050"
+    stage.write_text("a file")
+    train(run_dir, 50, resume=True)
+    assert not stage.exists()
+
+
+def test_a_disk_that_fails_while_a_component_is_read_is_no_damage(run_dir):
+    class Unreadable(torch.nn.Linear):
+        def load_state_dict(self, state):
+            raise OSError("input/output error")
+
+    with pytest.raises(OSError, match="input/output error"):
+        checkpoints_of(run_dir).load({"model": Unreadable(2, 1)})
+
+
+@pytest.mark.parametrize(
+    "change", [{"frames": "forty"}, {"files": []}, {"config": 3}, {"files": {"model.safetensors": {}}}]
+)
+def test_a_manifest_with_entries_of_another_type_is_damage(change, run_dir):
+    path = checkpoint(run_dir, 40) / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    said, bias = load(run_dir)
+    assert "manifest.json cannot be read (TypeError" in said
+    assert bias == 30.0

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import math
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -486,3 +487,30 @@ def test_a_file_of_settings_is_read_over_any_configuration(tmp_path):
     file.write_text("{group.low: 0.5, run: {seed: 3}}")
     config = read_config(OwnConfig(), file)
     assert (config.group.low, config.run.seed) == (0.5, 3)
+
+
+def test_a_recipe_that_fails_while_it_is_imported_can_be_mended_and_imported_again(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("1 / 0\n")
+    with pytest.raises(ZeroDivisionError):
+        load_recipe(path)
+    assert not any(str(path) in name for name in sys.modules)
+    path.write_text("from safe_components.training import RecipeConfig as Config\n")
+    assert load_recipe(path).Config is RecipeConfig
+    (tmp_path / "mine.txt").write_text("")
+    with pytest.raises(ValueError, match=r"mine\.txt is not a Python file"):
+        load_recipe(tmp_path / "mine.txt")
+
+
+def test_a_word_that_is_no_yaml_is_taken_as_it_is():
+    assert with_value(RecipeConfig(), "env.id", "[1", "here").env.id == "[1"
+
+
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan"])
+def test_a_number_of_ones_own_recipe_must_be_finite(number):
+    @dataclasses.dataclass(frozen=True)
+    class Mine(RecipeConfig):
+        slope: float = 1.0
+
+    with pytest.raises(ValueError, match=f"slope is {number}, must be finite"):
+        with_value(Mine(), "slope", f".{number}".replace(".-", "-."), "here")

@@ -318,3 +318,29 @@ def test_onnx_runtime_gives_the_same_actions(runs, name, tmp_path):
 def test_an_unknown_format_is_refused(runs, tmp_path):
     with pytest.raises(ValueError, match=r"policy\.h5 must end in \.pt2 \(torch\.export\) or \.onnx"):
         export_policy(load_policy(runs["cvpo"][0]), tmp_path / "policy.h5")
+
+
+def test_a_policy_whose_state_holds_more_than_tensors_is_refused(tmp_path):
+    policy = gaussian_policy(4, [-1.0, -1.0], [1.0, 1.0], hidden_sizes=(8,))
+    policy.state_dict = lambda: {"weight": torch.zeros(1), "recipe": "more"}
+    with pytest.raises(ValueError, match=r"^policy\.recipe of the policy's state are not tensors"):
+        save_policy(tmp_path / POLICY_FILE, policy, observation_norm(4))
+
+
+def test_tensors_of_another_policy_are_refused(tmp_path):
+    """The checksum is right: the file was written so."""
+    policy = gaussian_policy(4, [-1.0, -1.0], [1.0, 1.0], hidden_sizes=(8,))
+    other = gaussian_policy(4, [-1.0, -1.0], [1.0, 1.0], hidden_sizes=(9,))
+    policy.state_dict = other.state_dict
+    save_policy(tmp_path / POLICY_FILE, policy, observation_norm(4))
+    with pytest.raises(ValueError, match=r"does not fit its description: .*size mismatch"):
+        load_policy(tmp_path / POLICY_FILE)
+
+
+def test_export_to_onnx_names_the_package_that_is_missing(runs, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise ModuleNotFoundError("No module named 'onnxscript'", name="onnxscript")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(ImportError, match=r"needs onnxscript: pip install 'safe_components\[export\]'"):
+        export_policy(load_policy(runs["cvpo"][0]), tmp_path / "policy.onnx")

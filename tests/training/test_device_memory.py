@@ -163,3 +163,12 @@ def test_the_first_version_of_control_groups_as_well(tmp_path):
     groups = "5:cpu:/x\n4:memory:/not/visible/inside\n"
     proc = system(tmp_path, available=50, groups=groups, mounts=mounts, files=files)
     assert available_bytes(CPU, proc) == 2100
+
+
+def test_a_system_without_control_groups_allows_what_the_machine_does(tmp_path):
+    proc = system(tmp_path, available=50)
+    (proc / "self" / "mounts").unlink()
+    assert available_bytes(CPU, proc) == 50 * 1024
+    (proc / "self" / "mounts").write_text("proc /proc proc rw 0 0\ncgroup /x cgroup rw,cpu 0 0\n")
+    (proc / "self" / "cgroup").write_text("3:cpu:/a\n2:memory:/a\n0::/a\n")
+    assert available_bytes(CPU, proc) == 50 * 1024

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from safe_components.critics import n_step_transitions
+from safe_components.envs import PointCircle
+from safe_components.envs.base import StateError
 from safe_components.policies import gaussian_policy
 from safe_components.training import EnvConfig, Loop, RecipeConfig, Run, RunConfig, Task, validate
 from safe_components.training.options import CollectConfig, OffPolicyCollectConfig, OffPolicyConfig
@@ -85,3 +87,27 @@ def test_what_cannot_be_collected_is_refused(collect, env, said):
     config = OffPolicyConfig(env=EnvConfig(**env), collect=OffPolicyCollectConfig(**collect))
     with pytest.raises(ValueError, match=said):
         validate(config)
+
+
+def test_environments_whose_state_cannot_be_saved_any_more_start_new_episodes(loop, capsys, monkeypatch):
+    """Saving fails at the checkpoint, and restoring fails at the resume: both are told with their reason."""
+
+    def refuse(*_):
+        raise StateError("the simulator has a secret")
+
+    settings = {"total_frames": 40, "eval_interval": 0}
+    for method, total, said in [
+        ("get_state", 40, ""),
+        ("set_state", 80, "new episodes start at frame 40: the simulator has a secret"),
+        ("set_state", 120, "new episodes start at frame 80: the simulator has a secret"),
+    ]:
+        with monkeypatch.context() as patch:
+            patch.setattr(PointCircle, method, refuse)
+            looped = loop(CollectConfig(frames_per_batch=20), **settings | {"total_frames": total})
+            with looped.run:
+                for _ in looped.collect():
+                    looped.report()
+        printed = capsys.readouterr().out
+        assert said in printed
+        assert bool(said) == ("new episodes" in printed)
+        settings["resume"] = looped.run.directory

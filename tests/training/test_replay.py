@@ -87,3 +87,18 @@ def test_a_transition_sums_over_its_steps():
 def test_sizes_of_nothing_are_refused():
     with pytest.raises(ValueError, match=r"replay\.size is 0"):
         Replay(0, 8, n_step=1, gamma=0.9)
+
+
+def test_a_checkpoint_of_a_larger_or_another_buffer_is_refused():
+    large = Replay(40, 4, n_step=1, gamma=0.9)
+    large.extend(steps(envs=2, length=15))  # the last step of each waits for the next batch
+    with pytest.raises(ValueError, match="the checkpoint holds 28 rows, but the buffer has room for 20"):
+        Replay(20, 4, n_step=1, gamma=0.9).load_state_dict(large.state_dict())
+    with pytest.raises(ValueError, match=r"only one of the two runs .* \(replay.window\)"):
+        Replay(40, 4, n_step=1, gamma=0.9, window=10).load_state_dict(large.state_dict())
+
+
+def test_a_buffer_that_was_saved_empty_is_empty():
+    empty, other = (Replay(20, 4, n_step=1, gamma=0.9) for _ in range(2))
+    other.load_state_dict(empty.state_dict())
+    assert len(other._transitions) == 0

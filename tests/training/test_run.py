@@ -1,8 +1,10 @@
 """Run directories: made, continued, interrupted, refused."""
 
+import shutil
 import signal
 import threading
 import time
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from safe_components.training import (
     RecipeConfig,
     Run,
     RunConfig,
+    StopRequest,
     launch,
     load_config,
     parse_config,
@@ -133,6 +136,14 @@ def test_a_directory_in_use_is_refused(tmp_path):
         Run(make_config(tmp_path / "run"))
 
 
+@pytest.mark.parametrize("place", ["file", "file/run"])
+def test_a_directory_that_is_a_file_or_below_one_is_refused(place, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError, match=rf"cannot be \S*/{place}: \S*/file is a file"):
+        Run(make_config(tmp_path / place))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_runs_that_start_in_one_second_have_directories_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(time, "strftime", lambda _: "20260102-030405")
@@ -247,3 +258,73 @@ def test_errors_of_a_recipe_are_one_line_unless_asked_for(tmp_path):
         launch(main, RecipeConfig, [])
     with pytest.raises(ValueError, match="epsilon"):
         launch(main, RecipeConfig, ["--traceback"])
+
+
+def test_a_warm_start_needs_a_checkpoint_and_the_parts_that_take_it(tmp_path):
+    with Run(make_config(tmp_path / "empty")):
+        pass
+    shutil.rmtree(tmp_path / "empty" / "checkpoint")
+    train(make_config(tmp_path / "first"), torch.nn.Linear(2, 1), 20)
+    for start, error, said in [
+        ("nowhere", FileNotFoundError, "nowhere is not a run directory, it holds no config.yaml"),
+        ("empty", FileNotFoundError, "warm_start: .*empty holds no checkpoint"),
+        ("first", ValueError, r"warm_start needs Run\(\.\.\., norm=\.\.\., learner=\.\.\.\)"),
+    ]:
+        with pytest.raises(error, match=said):
+            Run(make_config(tmp_path / "run", warm_start=tmp_path / start), policy=torch.nn.Linear(2, 1))
+        assert not (tmp_path / "run").exists()
+
+
+def test_an_error_while_the_environments_close_is_told_like_one_before(tmp_path, capsys):
+    def fail():
+        raise RuntimeError("the simulator does not close")
+
+    def finish():
+        with Run(make_config(tmp_path / "run")) as run:
+            run.on_exit(fail)
+            run.advance(10)
+
+    with pytest.raises(RuntimeError, match="does not close"):
+        finish()
+    assert "stopped by RuntimeError at 10 frames" in capsys.readouterr().out
+    with Run(make_config(None, resume=tmp_path / "run")) as run:  # the lock is free
+        assert run.frames == 10
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_curves_that_cannot_be_drawn_do_not_hide_the_first_error(failed, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("no space left for the picture")
+
+    monkeypatch.setattr("safe_components.training.run.plot_curves", fail)
+    with pytest.raises(
+        FloatingPointError if failed else OSError, match="non-finite" if failed else "no space"
+    ):
+        train(make_config(tmp_path / "run"), torch.nn.Linear(2, 1), 40, fail_at=20 if failed else None)
+    assert (tmp_path / "run" / "checkpoint" / "checkpoint-000000000020").is_dir()
+
+
+def test_a_package_that_is_missing_is_recorded_as_such(tmp_path, monkeypatch):
+    def version(package):
+        if package == "safety-gymnasium":
+            raise PackageNotFoundError(package)
+        return "1.2.3"
+
+    monkeypatch.setattr("safe_components.training.run.version", version)
+    train(make_config(tmp_path / "run"), torch.nn.Linear(2, 1), 10)
+    versions = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["versions"]
+    assert versions["safety-gymnasium"] == "not installed"
+    assert versions["torch"] == "1.2.3"
+
+
+def test_signals_are_left_alone_outside_the_main_thread():
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def look():
+        with StopRequest() as stop:
+            seen.extend([signal.getsignal(signal.SIGINT) is before, bool(stop)])
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert seen == [True, False]
