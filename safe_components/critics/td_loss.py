@@ -20,6 +20,7 @@ from safe_components.ops import (
     BaseLoss,
     Reduction,
     aggregate,
+    has_distribution,
     network_outputs,
     require_states,
     single_network,
@@ -194,7 +195,7 @@ class TDLoss(BaseLoss):
             raise ValueError(f"num_action_samples={num_action_samples} must be at least 1")
         if loss_function not in ("l2", "l1", "smooth_l1"):
             raise ValueError(f"loss_function={loss_function!r} is not one of l2, l1, smooth_l1")
-        self._stochastic = hasattr(policy, "get_dist")
+        self._stochastic = has_distribution(policy)
         self._soft = callable(entropy_coef) or entropy_coef != 0.0
         if not self._stochastic and (num_action_samples > 1 or self._soft):
             raise ValueError(

@@ -21,7 +21,15 @@ from safe_components.keys import (
     PARTICLE_SCALE_TRIL,
     SCALE_TRIL,
 )
-from safe_components.ops import Aggregate, aggregate, network_outputs, require_states, single_network, swapped
+from safe_components.ops import (
+    Aggregate,
+    aggregate,
+    has_distribution,
+    network_outputs,
+    require_states,
+    single_network,
+    swapped,
+)
 
 Critic = Callable[[Tensor, Tensor], "Tensor | tuple[Tensor, Tensor]"]
 
@@ -36,10 +44,13 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
     ``("particles", "q_reward")`` ``[B, K]``, ``("particles", "q_cost")`` ``[B, K, m]`` and the reference
     distribution, ``("particles", "loc")`` ``[B, a]`` and ``("particles", "scale_tril")`` ``[B, a, a]``.
 
+    Any other policy with a distribution (``get_dist``), such as a squashed Gaussian, a mixture or a
+    categorical one, is asked for ``K`` samples. Then ``loc`` and ``scale_tril`` are not written.
+
     Args:
-        policy: TensorDict module that maps ``observation`` to ``loc`` and ``scale_tril``. Of a policy that
-            also samples (it has ``get_dist_params``, as TorchRL's ``ProbabilisticActor``), only the part that
-            computes these parameters runs.
+        policy: TensorDict module that maps ``observation`` to ``loc`` and ``scale_tril``, or one with a
+            distribution. Of a policy that also samples (it has ``get_dist_params``, as TorchRL's
+            ``ProbabilisticActor``), only the part that computes these parameters runs.
         critic: maps ``observation`` ``[B, o]`` and ``action`` ``[B, K, a]`` to the pair ``q_reward``
             ``[E_r, B, K, 1]`` and ``q_cost`` ``[E_c, B, K, m]``, the discounted reward and costs of every
             ensemble member. A critic that returns a single tensor scores the reward alone: ``m = 0``.
@@ -51,12 +62,13 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
         cost_aggregate: the same for the costs.
         std_coef: ``k`` of the ``"conservative"`` aggregates.
         antithetic: draw ``K / 2`` noises and use each with both signs. The particles' mean is then ``loc``
-            exactly, which lowers the sampling error. ``K`` must be even.
+            exactly, which lowers the sampling error. ``K`` must be even, and the policy a Gaussian.
         observation_key: name of the observation.
 
     Raises:
         ValueError: if ``num_particles < 2``, or it is odd with ``antithetic``, or the critic returns other
             shapes, or the batch is empty.
+        TypeError: if the policy has neither ``loc`` and ``scale_tril`` nor a distribution.
 
     Example:
         >>> from tensordict import TensorDict
@@ -101,37 +113,59 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
         self.std_coef = std_coef
         self.antithetic = antithetic
         self.in_keys = [observation_key]
-        self.out_keys = [
-            PARTICLE_ACTION,
-            PARTICLE_Q_REWARD,
-            PARTICLE_Q_COST,
-            PARTICLE_LOC,
-            PARTICLE_SCALE_TRIL,
-        ]
+        self.out_keys = [PARTICLE_ACTION, PARTICLE_Q_REWARD, PARTICLE_Q_COST]
+        if {LOC, SCALE_TRIL} <= set(getattr(policy, "out_keys", (LOC, SCALE_TRIL))):
+            self.out_keys += [PARTICLE_LOC, PARTICLE_SCALE_TRIL]
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the particles, their scores and the reference distribution."""
         require_states(tensordict.get(self.in_keys[0]).shape[:-1], str(self.in_keys[0]))
-        loc, scale_tril = self._reference(tensordict)
-        action = loc.unsqueeze(-2) + self._noise(loc) @ scale_tril.mT
+        loc, scale_tril = self._gaussian(tensordict)
+        if loc is None or scale_tril is None:
+            action, reference = self._samples(tensordict), {}
+        else:
+            action = loc.unsqueeze(-2) + self._noise(loc) @ scale_tril.mT
+            reference = {PARTICLE_LOC: loc, PARTICLE_SCALE_TRIL: scale_tril}
         q_reward, q_cost = self.scores(tensordict.get(self.in_keys[0]), action)
-        values = (action, q_reward, q_cost, loc, scale_tril)
-        for key, value in zip(self.out_keys, values, strict=True):
+        values = {PARTICLE_ACTION: action, PARTICLE_Q_REWARD: q_reward, PARTICLE_Q_COST: q_cost}
+        for key, value in (values | reference).items():
             tensordict.set(key, value)
         return tensordict
 
-    def _reference(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
+    def _gaussian(self, tensordict: TensorDictBase) -> tuple[Tensor | None, Tensor | None]:
+        """The reference Gaussian; None for a policy that does not write it."""
         policy, params = self._policy
-        inputs = tensordict.select(*getattr(policy, "in_keys", self.in_keys))
+        inputs = self._inputs(tensordict)
         network = single_network(policy)
         if network is not None:
+            if not {LOC, SCALE_TRIL} <= set(network.out_keys):
+                return None, None
             outputs = network_outputs(network, inputs, params)
             return outputs[LOC], outputs[SCALE_TRIL]
         with swapped(policy, params):
             parameters: Any = getattr(policy, "get_dist_params", policy)
             outputs = parameters(inputs)
-        return outputs.get(LOC), outputs.get(SCALE_TRIL)
+        return outputs.get(LOC, None), outputs.get(SCALE_TRIL, None)
+
+    def _samples(self, tensordict: TensorDictBase) -> Tensor:
+        """``K`` actions per state ``[B, K, ...]`` from the policy's own distribution."""
+        policy, params = self._policy
+        if not has_distribution(policy):
+            raise TypeError(
+                f"{type(policy).__name__} does not write {LOC!r} and {SCALE_TRIL!r}, and it has no "
+                "distribution (get_dist): there is nothing to draw particles from"
+            )
+        if self.antithetic:
+            raise ValueError(f"antithetic particles need a Gaussian that writes {LOC!r} and {SCALE_TRIL!r}")
+        module: Any = policy
+        with swapped(module, params):
+            dist = module.get_dist(self._inputs(tensordict))
+        action: Tensor = dist.sample((self.num_particles,))
+        return action.movedim(0, len(dist.batch_shape))
+
+    def _inputs(self, tensordict: TensorDictBase) -> TensorDictBase:
+        return tensordict.select(*getattr(self._policy[0], "in_keys", self.in_keys))
 
     def _noise(self, loc: Tensor) -> Tensor:
         draws = self.num_particles // 2 if self.antithetic else self.num_particles

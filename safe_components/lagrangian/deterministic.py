@@ -9,7 +9,7 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor, nn
 
 from safe_components.lagrangian.actor_loss import LagrangianActorLoss
-from safe_components.ops import Aggregate, Reduction, reduced, swapped
+from safe_components.ops import Aggregate, Reduction, has_distribution, reduced, swapped
 
 
 class DeterministicLagLoss(LagrangianActorLoss):
@@ -93,7 +93,7 @@ class DeterministicLagLoss(LagrangianActorLoss):
         in_spreads: bool = False,
         reduction: Reduction = "mean",
     ) -> None:
-        if hasattr(policy, "get_dist"):
+        if has_distribution(policy):
             raise ValueError(
                 f"DeterministicLagLoss needs a policy without a distribution, got a {type(policy).__name__}; "
                 "use SACLagLoss for one with a distribution"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchrl.modules.distributions.utils import rsample_and_log_prob
 
 from safe_components.lagrangian.actor_loss import LagrangianActorLoss
-from safe_components.ops import Aggregate, Reduction, reduced, require_states, swapped
+from safe_components.ops import Aggregate, Reduction, has_distribution, reduced, require_states, swapped
 
 
 class SACLagLoss(LagrangianActorLoss):
@@ -116,7 +116,7 @@ class SACLagLoss(LagrangianActorLoss):
         in_spreads: bool = False,
         reduction: Reduction = "mean",
     ) -> None:
-        if not hasattr(policy, "get_dist"):
+        if not has_distribution(policy):
             raise ValueError(
                 f"SACLagLoss needs a policy with a distribution (get_dist), got a {type(policy).__name__}; "
                 "use DeterministicLagLoss for one without"

@@ -1,5 +1,6 @@
 """The M-step: weighted maximum likelihood inside a trust region."""
 
+from safe_components.mstep.any_policy import WeightedLikelihoodLoss
 from safe_components.mstep.likelihood import DecoupledTerms, decoupled_terms, log_likelihood
 from safe_components.mstep.loss import Likelihood, MStepLoss
 from safe_components.mstep.retraction import Retraction
@@ -19,6 +20,7 @@ __all__ = [
     "Retraction",
     "SoftTrustRegion",
     "TrustRegionTerms",
+    "WeightedLikelihoodLoss",
     "decoupled_terms",
     "log_likelihood",
 ]

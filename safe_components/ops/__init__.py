@@ -5,7 +5,7 @@ from safe_components.ops.base_loss import BaseLoss, Reduction, reduced, require_
 from safe_components.ops.bounds import action_bounds, episode_limits, q_limits
 from safe_components.ops.cost_budget import q_cost_limit
 from safe_components.ops.gaussian_kl import gaussian_kl
-from safe_components.ops.networks import network_outputs, single_network, swapped
+from safe_components.ops.networks import has_distribution, network_outputs, single_network, swapped
 
 __all__ = [
     "Aggregate",
@@ -15,6 +15,7 @@ __all__ = [
     "aggregate",
     "episode_limits",
     "gaussian_kl",
+    "has_distribution",
     "network_outputs",
     "q_cost_limit",
     "q_limits",

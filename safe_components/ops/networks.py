@@ -9,7 +9,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from tensordict.utils import NestedKey
 from torch import nn
-from torchrl.modules import ProbabilisticActor
+from torchrl.modules import Actor, ProbabilisticActor
 
 
 def swapped(module: nn.Module, params: TensorDictBase | None) -> AbstractContextManager[Any]:
@@ -27,6 +27,20 @@ def swapped(module: nn.Module, params: TensorDictBase | None) -> AbstractContext
         tensor([2.])
     """
     return nullcontext() if params is None else params.to_module(module, preserve_module_state=False)
+
+
+def has_distribution(policy: Any) -> bool:
+    """Whether a policy draws its actions from a distribution with ``log_prob``.
+
+    TorchRL's deterministic ``Actor`` has a ``get_dist``, too, but its distribution is a single point.
+
+    Example:
+        >>> import torch
+        >>> from torchrl.modules import Actor
+        >>> has_distribution(Actor(torch.nn.Linear(2, 1)))
+        False
+    """
+    return hasattr(policy, "get_dist") and not isinstance(policy, Actor)
 
 
 def single_network(policy: Any) -> TensorDictModule | None:

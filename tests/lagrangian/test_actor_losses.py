@@ -8,10 +8,10 @@ from devices import DEVICES
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
-from torchrl.modules import ProbabilisticActor, TanhNormal, ValueOperator
+from torchrl.modules import Actor, ProbabilisticActor, TanhNormal, ValueOperator
 from torchrl.objectives import DDPGLoss, SACLoss, SoftUpdate, TD3Loss
 
-from safe_components.critics import REWARD_SIGNAL, QEnsemble, TDLoss
+from safe_components.critics import REWARD_SIGNAL, ConstrainedQEnsemble, QEnsemble, TDLoss
 from safe_components.lagrangian import (
     CostBudget,
     DeterministicLagLoss,
@@ -560,3 +560,17 @@ def test_a_critic_that_returns_one_tensor_is_named():
     loss = lag(deterministic(), ensemble(1, 2), fixed([1.0]))
     with pytest.raises(ValueError, match=r"must return .*got Tensor"):
         loss(states())
+
+
+def test_the_deterministic_actor_of_torchrl_has_no_distribution_to_draw_from():
+    """Its ``get_dist`` returns a single point, so it belongs to the deterministic loss."""
+    actor = Actor(nn.Linear(3, 2))
+    critic = ConstrainedQEnsemble(3, 2, 1, 1, hidden_sizes=(8,))
+    multiplier = GradientMultiplier(1.0, lr=0.1)
+    loss = DeterministicLagLoss(actor, critic, multiplier)
+    SoftUpdate(loss, tau=0.01)
+    out = loss(TensorDict(observation=torch.randn(5, 3), batch_size=5))
+    out["loss_actor"].backward()
+    assert all(parameter.grad is not None for parameter in loss.parameters())
+    with pytest.raises(ValueError, match="needs a policy with a distribution"):
+        SACLagLoss(actor, critic, multiplier)
