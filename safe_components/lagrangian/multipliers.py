@@ -292,7 +292,7 @@ class ExponentiatedMultiplier(Multiplier):
     def __init__(
         self,
         cost_limits: float | Sequence[float] | Tensor,
-        rate: float = 0.02,
+        rate: float = 0.03,
         kp: float = 0.5,
         *,
         init: float = 0.5,

@@ -61,7 +61,7 @@ class PIDConfig:
 class PriceConfig:
     """A price of the costs in spreads, whose logarithm follows the measured cost; no setting has a unit."""
 
-    rate: Positive = 0.02
+    rate: Positive = 0.03
     """change of the logarithm of the price per 1,000 frames at e = 2.7 times the limit"""
     kp: NotNegative = 0.5
     """change of the logarithm of the price at e times the limit, while the cost is there"""

@@ -50,9 +50,9 @@ class TrustRegionConfig(ABC):
 class HardConfig(TrustRegionConfig):
     """A trust region that learned multipliers keep."""
 
-    kl_mean: Positive = 0.02
+    kl_mean: Positive = 0.05
     """bound on the KL divergence of the mean, in nats"""
-    kl_cov: Positive = 0.002
+    kl_cov: Positive = 0.005
     """bound on the KL divergence of the covariance, in nats"""
     lr: StepSize = 0.1
     """step size of Adam for the multipliers"""
