@@ -94,6 +94,7 @@ def test_workers_collect_different_episodes_and_take_new_weights(sync):
         assert (batches[-1]["action"] == -0.25).all()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # TorchRL's Ray collector warns about TorchRL's own classes
 def test_ray_collects_like_processes(one_ray):
     ray = pytest.importorskip("ray")

@@ -96,6 +96,7 @@ def test_a_worker_that_dies_is_an_error():
         collector.shutdown()
 
 
+@pytest.mark.slow
 def test_a_loop_that_is_asked_to_stop_does_not_wait_for_a_frozen_worker():
     asked = []
     collector = OverlappedCollector(

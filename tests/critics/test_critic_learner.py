@@ -118,3 +118,8 @@ def test_without_costs_the_reward_is_learned_alone():
     assert metrics["q_cost"].shape == (0,)
     assert metrics["loss_q_cost"] == 0.0
     assert metrics["loss_q_reward"] > 0.0
+
+
+def test_a_loss_of_one_number_for_each_transition_cannot_be_stepped_on():
+    with pytest.raises(ValueError, match="reduction='none' leaves no single loss"):
+        CriticLearner(None, None, None, reduction="none")

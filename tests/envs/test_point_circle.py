@@ -191,3 +191,17 @@ def test_render_needs_a_render_mode_and_a_reset():
 def test_bad_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         PointCircle(**arguments)
+
+
+def test_copies_that_are_masked_in_a_step_stay_where_they_are():
+    """As in a rollout in which some copies have ended."""
+    env, all_of_them = (PointCircle(num_envs=3, seed=0) for _ in range(2))
+    td, other = env.reset(), all_of_them.reset()
+    action = torch.full((3, 2), 0.5)
+    chosen = torch.tensor([[True], [False], [True]])
+    step = env._step(td.set("action", action).set("_step", chosen))
+    moved = all_of_them._step(other.set("action", action))
+    for key in ("observation", "reward", "cost"):
+        assert torch.equal(step[key][[0, 2]], moved[key][[0, 2]])
+    assert torch.equal(step["observation"][1], td["observation"][1])
+    assert step["reward"][1] == step["cost"][1] == 0

@@ -44,10 +44,12 @@ def targets(task) -> list[np.ndarray]:
     return [task.data.body(name).xpos[:2] + 0.03 for name in names if name in known]
 
 
-def play(env_id: str, fast: bool, steps: int = 6) -> list[np.ndarray]:
+def play(env_id: str, fast: bool, steps: int = 6, prepare=None) -> list[np.ndarray]:
     """Everything two episodes and the objects met in them return, as a list of float arrays."""
     with safety.plain_textures():
         env = safety.make_safety_gymnasium(env_id, fast=fast)
+        if prepare is not None:
+            prepare(env.unwrapped.task)
         random = np.random.RandomState(1)
         low, high = env.action_space.low.astype(float), env.action_space.high.astype(float)
         seen = []
@@ -82,6 +84,84 @@ def test_same_numbers_as_the_own_code(env_id):
     assert len(own) == len(fast)
     for k, (expected, value) in enumerate(zip(own, fast, strict=True)):
         np.testing.assert_array_equal(value, expected, err_msg=f"row {k}")
+
+
+def with_noise(task):
+    task.action_noise = 0.3
+
+
+def with_a_compass(task):
+    task.goal.is_comp_observed = True
+    task.build_observation_space()
+
+
+def with_a_natural_lidar(task):
+    task.lidar_conf.type = "natural"
+    task.build_observation_space()
+
+
+def with_displacement_costs(task):
+    task.vases.displace_cost = 0.5
+
+
+def without_hazard_costs(task):
+    task.hazards.is_constrained = False
+
+
+def without_vase_costs(task):
+    task.vases.is_constrained = False
+    task.lidar_conf.alias = False
+
+
+@pytest.mark.parametrize(
+    "prepare", [with_a_compass, with_a_natural_lidar, without_hazard_costs, without_vase_costs]
+)
+def test_same_numbers_with_settings_that_no_task_has(prepare):
+    own, fast = (play("SafetyPointGoal2-v0", fast=fast, prepare=prepare) for fast in (False, True))
+    assert len(own) == len(fast)
+    for k, (expected, value) in enumerate(zip(own, fast, strict=True)):
+        np.testing.assert_array_equal(value, expected, err_msg=f"row {k}")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "error"), [(with_noise, ValueError), (with_displacement_costs, AttributeError)]
+)
+@pytest.mark.parametrize("fast", [False, True])
+def test_settings_that_fail_in_the_own_code_fail_alike(prepare, error, fast):
+    with pytest.raises(error, match="truth value" if error is ValueError else "'Vases' object has no"):
+        play("SafetyPointGoal2-v0", fast=fast, prepare=prepare)
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_an_agent_that_is_not_alive_and_a_goal_without_room_end_the_episode(fast, monkeypatch):
+    from safety_gymnasium.utils.common_utils import ResamplingError  # after it was adapted
+
+    env = safety.make_safety_gymnasium("SafetyPointGoal1-v0", fast=fast)
+    task = env.unwrapped.task
+
+    def no_room():
+        raise ResamplingError("no room for a goal")
+
+    def at_the_goal():
+        """The step in which the agent has reached its goal."""
+        env.reset(seed=0)
+        put_agent(task, task.goal.pos[:2])
+        with monkeypatch.context() as patch:
+            patch.setattr(task, "update_world", no_room)
+            return env.step(np.zeros(2))
+
+    env.reset(seed=0)
+    assert not env.step(np.zeros(2))[3]
+    with monkeypatch.context() as patch:
+        patch.setattr(task.agent, "is_alive", lambda: False)
+        assert env.step(np.zeros(2))[3]
+    *_, terminated, truncated, info = at_the_goal()
+    assert (terminated, truncated, info["goal_met"]) == (True, False, True)
+    task.mechanism_conf.terminate_resample_failure = False
+    with pytest.raises(ResamplingError):
+        at_the_goal()
+    task.mechanism_conf.continue_goal = False
+    assert at_the_goal()[3]
 
 
 def test_comparison_meets_costs_and_goals():

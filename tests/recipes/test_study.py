@@ -84,6 +84,7 @@ def test_a_killed_study_repeats_nothing_that_had_finished(tmp_path):
     assert saved["config"]["estep"]["num_particles"] == 4
 
 
+@pytest.mark.slow
 def test_a_lost_member_is_told_and_the_same_command_does_it(tmp_path, capsys):
     directory = tmp_path / "study"
     flags = [*SMALL, "--variants", "cvpo", "--seeds", "2", "--jobs", "2", "--total-frames", "1400"]

@@ -92,6 +92,7 @@ def test_ray_runs_stops_and_tells_like_this_machine(tmp_path, capsys, request, i
         pool.close()
 
 
+@pytest.mark.slow
 def test_a_lost_worker_and_a_lost_process_are_told_and_done_again(tmp_path, capsys, one_ray):
     pool = start_ray("local", 3)
     try:

@@ -426,6 +426,9 @@ def test_runs_that_cannot_be_resumed(tmp_path):
         refused(
             cvpo, ["--resume", str(cut.parent)], r"config\.yaml (is cut|is not YAML|must hold a mapping|has)"
         )
+    half = saved_run(tmp_path / "half") / "config.yaml"
+    half.write_text(half.read_text().partition("versions:")[0])
+    refused(cvpo, ["--resume", str(half.parent)], "config.yaml is cut: it does not end with the versions")
     run = saved_run(tmp_path / "run")
     refused(config_of("sac_lag"), ["--resume", str(run)], "belongs to a run of cvpo, not of sac_lag")
     with pytest.raises(ValueError, match="belongs to a run of cvpo, not of td3_lag"):

@@ -16,6 +16,7 @@ import discrete_cvpo
 import ppo_lag
 import sac_lag
 import td3_lag
+from safe_components import cli
 from safe_components.envs import make_env
 from safe_components.policies import deterministic_policy, gaussian_policy, policy_builder, registry
 from safe_components.training import (
@@ -344,3 +345,18 @@ def test_export_to_onnx_names_the_package_that_is_missing(runs, tmp_path, monkey
     monkeypatch.setattr(torch.onnx, "export", fail)
     with pytest.raises(ImportError, match=r"needs onnxscript: pip install 'safe_components\[export\]'"):
         export_policy(load_policy(runs["cvpo"][0]), tmp_path / "policy.onnx")
+
+
+def test_the_command_exports_and_never_overwrites(runs, tmp_path, capsys):
+    directory, file = str(runs["cvpo"][0]), tmp_path / "policy.pt2"
+    cli.main(["export", directory, str(file)])
+    assert f"exported {directory} to {file}" in capsys.readouterr().out
+    program = torch.export.load(file).module()
+    torch.testing.assert_close(program(observations()), load_policy(directory)(observations()))
+    with pytest.raises(SystemExit, match=r"^error: \S*policy\.pt2 exists and is not overwritten"):
+        cli.main(["export", directory, str(file)])
+    cli.main(["export", directory, str(tmp_path / "sampled.pt2"), "--sampled"])
+    sampled = torch.export.load(tmp_path / "sampled.pt2").module()
+    assert not torch.equal(sampled(observations()), sampled(observations()))
+    with pytest.raises(SystemExit, match=r"^error: .*no such run directory"):
+        cli.main(["export", str(tmp_path / "nothing"), str(tmp_path / "other.pt2")])

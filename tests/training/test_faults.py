@@ -1,20 +1,27 @@
 """What a run survives: the table in docs/runs.md, with a test for each line that no other file tests."""
 
 import contextlib
+import math
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import gymnasium
 import pytest
 import torch
+from cost_envs import Corridor
+from gymnasium.envs.registration import EnvSpec
 from small_runs import small
 from test_checkpoint import checkpoint, components, load, train
 from test_loop import loop  # noqa: F401  # a fixture
 
 import cvpo
+import ppo_lag
 from safe_components.collectors import OverlappedCollector
 from safe_components.envs import make_env
 from safe_components.policies import gaussian_policy
@@ -23,6 +30,7 @@ from safe_components.training import (
     Run,
     RunConfig,
     StopRequest,
+    explained_errors,
     launch,
     load_config,
     parse_config,
@@ -198,6 +206,55 @@ def test_a_critic_that_diverges_stops_the_run(due, loop):  # noqa: F811
     with pytest.raises(FloatingPointError, match=r"loss_q_cost is 1e\+23 at frame 40: the critic diverges"):
         learn()
     assert not (looped.run.directory / "checkpoint").exists()
+
+
+class Breaking(Corridor):
+    """Goes wrong in its 30th step if ``fault`` says so."""
+
+    fault = None
+
+    def step(self, action):
+        observation, *rest = super().step(action)
+        if self.fault is not None and len(self.executed) >= 30:
+            if self.fault == "raises":
+                raise ZeroDivisionError("by zero")
+            if self.fault == "hangs":
+                time.sleep(60)
+            observation = observation * math.nan
+        return observation, *rest
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("raises", r"step\(\) of {where} raised ZeroDivisionError: by zero \(\S*test_faults\.py:\d+\)"),
+        ("hangs", r"step\(\) of {where} did not return within 0\.5 s \(step_timeout\)"),
+        ("nan", r"observation is nan in {where}"),
+    ],
+)
+def test_an_environment_that_goes_wrong_is_one_line_and_the_run_goes_on_once_it_is_mended(
+    fault, said, tmp_path, monkeypatch, no_picture, capsys
+):
+    monkeypatch.setitem(gymnasium.registry, "Breaking-v0", EnvSpec("Breaking-v0", Breaking))
+    monkeypatch.setattr(Breaking, "fault", fault)
+    config = small(
+        ppo_lag,
+        env={"id": "Breaking-v0", "num_envs": 2, "step_timeout": 0.5},
+        run={"run_dir": tmp_path / "run", "checkpoint_interval": 20},
+        collect={"frames_per_batch": 20, "warmup_frames": 20},
+    )
+    where = r"environment \d of 2 at step \d+ of its episode \(Breaking\S*\)"
+    with pytest.raises(SystemExit, match=f"^error: {said.format(where=where)}"), explained_errors(False):
+        ppo_lag.main(config)
+    told = re.search(
+        r"stopped by \w+ at (\d+) frames .*the last checkpoint is kept: (\S+)", capsys.readouterr().out
+    )
+    assert told is not None
+    assert Path(told[2]).is_dir()
+    monkeypatch.setattr(Breaking, "fault", None)
+    reached = int(told[1]) + 40
+    ppo_lag.main(with_run(load_config(ppo_lag.Config, tmp_path / "run"), total_frames=reached))
+    assert checkpoint(tmp_path / "run", reached).is_dir()
 
 
 def make_point_circle():

@@ -215,9 +215,7 @@ def _adapt(package: types.ModuleType) -> None:
             env.reset_model = _normalized(env.reset_model)
     # gymnasium >= 1.0 asks viewers for the frame's size.
     underlying.OffScreenViewer = _sized(underlying.OffScreenViewer)
-    window_init = keyboard_viewer.WindowViewer.__init__
-    if window_init.__code__.co_argcount > 3:
-        keyboard_viewer.KeyboardViewer.__init__ = _keyboard_viewer_init
+    keyboard_viewer.KeyboardViewer.__init__ = _keyboard_viewer_init
 
 
 def _scalar_joint_ids(init_jnt_sensors: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -257,9 +255,6 @@ def _close_viewers(self: Any) -> None:
 
 
 def _sized(viewer: Any) -> Any:
-    if viewer.__init__.__code__.co_argcount <= 3:
-        return viewer
-
     def make_viewer(model: Any, data: Any) -> Any:
         return viewer(model, data, model.vis.global_.offwidth, model.vis.global_.offheight)
 
