@@ -1,5 +1,5 @@
-# Targets: make cvpo (install and train), make test, make test-slow, make coverage, make lint, make docs, make wheel-test,
-# make bench-learner, make clean.
+# Targets: make cvpo (install and train), make test, make test-slow, make coverage, make mutation,
+# make lint, make docs, make wheel-test, make bench-learner, make clean.
 PYTHON ?= python3
 VENV ?= .venv
 # Another index for torch, e.g. https://download.pytorch.org/whl/cpu or .../whl/cu130
@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: install install-dev install-docs cvpo test test-slow coverage lint docs wheel-test bench-learner bench-peers clean
+.PHONY: install install-dev install-docs cvpo test test-slow coverage mutation lint docs wheel-test bench-learner bench-peers clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -49,6 +49,10 @@ coverage: install-dev
 	$(BIN)/coverage run -m pytest -n 2 -m "slow or not slow" $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+# Which changes of the mathematics the tests notice, on a seeded sample: docs/testing.md. Takes half an hour.
+mutation: install-dev
+	$(BIN)/python benchmarks/mutation.py $(ARGS)
 
 lint: install-dev
 	$(BIN)/ruff check .

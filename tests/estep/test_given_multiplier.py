@@ -80,6 +80,34 @@ def test_limits_count_as_met_up_to_a_share_of_the_spread(shift):
         assert bool(solution.feasible) == feasible, margin
 
 
+def test_a_limit_that_a_constant_cost_equals_is_met_in_spite_of_rounding():
+    q_reward, _ = example()
+    for cost in torch.linspace(0.1, 1e3, 20).double():
+        q_cost = cost.expand(*q_reward.shape, 1)
+        solution = GivenMultiplierSolver(lambda: torch.ones(1))(q_reward, q_cost, 0.1, cost.reshape(1))
+        assert bool(solution.feasible)
+
+
+@pytest.mark.parametrize("prior", [False, True])
+@pytest.mark.parametrize("in_spreads", [False, True])
+def test_each_leading_index_is_a_problem_of_its_own(in_spreads, prior):
+    examples = [example(2, states=4, particles=5, seed=seed) for seed in range(6)]
+    q_reward, q_cost = (torch.stack(q).reshape(2, 3, *q[0].shape) for q in zip(*examples, strict=True))
+    log_prior = torch.linspace(-1, 1, 5).double().expand_as(q_reward) if prior else None
+    limits = q_cost.mean((2, 3)) + 0.3 * torch.linspace(-1, 1, 12).double().reshape(2, 3, 2)
+    solver = GivenMultiplierSolver(lambda: torch.tensor([0.7, 0.2]), in_spreads=in_spreads)
+    together = solver(q_reward, q_cost, 0.1, limits, log_prior)
+    assert 0 < together.feasible.sum() < 6
+    for i in range(2):
+        for j in range(3):
+            prior_here = None if log_prior is None else log_prior[i, j]
+            alone = solver(q_reward[i, j], q_cost[i, j], 0.1, limits[i, j], prior_here)
+            for field, value in vars(alone).items():
+                if field not in ("residual", "iterations"):
+                    other = vars(together)[field][i, j]
+                    torch.testing.assert_close(other, value, rtol=1e-6, atol=1e-9, msg=field)
+
+
 def test_excluded_actions_may_cost_anything():
     q_reward, q_cost = example()
     log_prior = torch.zeros_like(q_reward)

@@ -157,6 +157,38 @@ def test_kkt_conditions_hold(solver, m, prior, device):
         torch.testing.assert_close(solution.expected_reward, (solution.weight * q_reward).sum(1).mean())
 
 
+@pytest.mark.parametrize("infeasible", ["recover", "clip"])
+@pytest.mark.parametrize("prior", [False, True])
+def test_each_leading_index_is_a_problem_of_its_own(solver, prior, infeasible):
+    """All sizes differ, so that no axis can be taken for another; limits and balls differ, too."""
+    examples = [example(2, seed, states=4, particles=5, prior=prior) for seed in range(6)]
+    q_reward, q_cost, limits, log_prior = (
+        None if x[0] is None else torch.stack(x).reshape(2, 3, *x[0].shape)
+        for x in zip(*examples, strict=True)
+    )
+    limits[0, 1] -= 50.0  # out of reach
+    epsilon = torch.linspace(0.05, 0.3, 6).double().reshape(2, 3)
+    together = solver.solve(q_reward, q_cost, epsilon, limits, log_prior, infeasible=infeasible)
+    assert 0 < together.feasible.sum() < 6
+    for i in range(2):
+        for j in range(3):
+            prior_here = None if log_prior is None else log_prior[i, j]
+            alone = solver.solve(
+                q_reward[i, j], q_cost[i, j], epsilon[i, j], limits[i, j], prior_here, infeasible=infeasible
+            )
+            for field, value in vars(alone).items():
+                if field not in ("residual", "iterations"):
+                    other = vars(together)[field][i, j]
+                    torch.testing.assert_close(other, value, rtol=1e-4, atol=1e-6, msg=field)
+
+
+@pytest.mark.parametrize("make", [NewtonDualSolver, SLSQPDualSolver, AdamDualSolver])
+def test_settings_reach_the_driver(make):
+    settings = {"tol": 0.5, "eta_min": 0.25, "lam_max": 3.0, "feasible_tol": 0.125}
+    solver = make(**settings)
+    assert {name: getattr(solver, name) for name in settings} == settings
+
+
 @pytest.mark.parametrize("m", [1, 2])
 @pytest.mark.parametrize("reachable", [True, False])
 def test_a_constant_added_to_costs_and_limits_changes_nothing(solver, m, reachable):

@@ -30,7 +30,7 @@ def test_one_member_is_itself_with_a_gradient():
 
 
 def test_bad_input_is_named():
-    with pytest.raises(ValueError, match="median"):
+    with pytest.raises(ValueError, match="'median' is not one of min, mean, max, conservative, first"):
         aggregate(torch.zeros(2, 3), "median")
     with pytest.raises(ValueError, match="at least one member"):
         aggregate(torch.zeros(0, 3), "min")
