@@ -98,14 +98,14 @@ def test_each_leading_index_is_a_problem_of_its_own(in_spreads, prior):
     solver = GivenMultiplierSolver(lambda: torch.tensor([0.7, 0.2]), in_spreads=in_spreads)
     together = solver(q_reward, q_cost, 0.1, limits, log_prior)
     assert 0 < together.feasible.sum() < 6
-    for i in range(2):
-        for j in range(3):
-            prior_here = None if log_prior is None else log_prior[i, j]
-            alone = solver(q_reward[i, j], q_cost[i, j], 0.1, limits[i, j], prior_here)
-            for field, value in vars(alone).items():
-                if field not in ("residual", "iterations"):
-                    other = vars(together)[field][i, j]
-                    torch.testing.assert_close(other, value, rtol=1e-6, atol=1e-9, msg=field)
+    for at in ((0, 1), (1, 0), (1, 2)):
+        alone = solver(
+            q_reward[at], q_cost[at], 0.1, limits[at], None if log_prior is None else log_prior[at]
+        )
+        for field, value in vars(alone).items():
+            if field not in ("residual", "iterations"):
+                other = vars(together)[field][at]
+                torch.testing.assert_close(other, value, rtol=1e-6, atol=1e-9, msg=field)
 
 
 def test_excluded_actions_may_cost_anything():

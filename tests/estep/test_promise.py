@@ -69,10 +69,11 @@ def test_what_is_delivered_is_the_shift_of_the_mean_in_spreads(loc, std):
     assert kept["delivered_cost"].item() == pytest.approx(loc[1] / 2.0, abs=0.02)
 
 
-def test_the_same_policy_delivers_nothing():
-    made = promise()
+@pytest.mark.parametrize("loc", [(0.0, 0.0), (0.7, -1.2)])
+def test_the_same_policy_delivers_nothing(loc):
+    made = promise(reference=policy(loc))
     made.make(STATES)
-    kept = made.keep(policy())
+    kept = made.keep(policy(loc))
     assert kept["delivered_reward"].abs().item() < 1e-5
     assert kept["delivered_cost"].abs().max().item() < 1e-5
 

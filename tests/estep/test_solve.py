@@ -1,6 +1,7 @@
 """Arguments and settings of the dual solvers: dtypes, shapes, errors, published settings."""
 
 import pytest
+import scipy.optimize
 import torch
 
 from safe_components.estep import AdamDualSolver, NewtonDualSolver, SLSQPDualSolver
@@ -50,6 +51,43 @@ def test_published_settings_work_on_the_numbers_as_they_come():
     assert float(published.eta) == pytest.approx(float(exact.eta), rel=0.3)
 
 
+def test_published_settings_are_the_authors():
+    for solver, lam_max in ((SLSQPDualSolver.published(), 1e5), (SLSQPDualSolver.published(3.0), 3.0)):
+        assert (solver.max_iterations, solver.ftol) == (10, 1e-3)
+        assert solver.finite_differences
+        assert not solver.rescale
+        assert solver.lam_max == lam_max
+
+
+@pytest.mark.parametrize("finite_differences", [False, True])
+def test_slsqps_evaluations_are_counted(finite_differences, monkeypatch):
+    """SciPy counts them as well; its differences are evaluations, too."""
+    counts = []
+
+    def counted(*arguments, **options):
+        result = scipy.optimize.minimize(*arguments, **options)
+        counts.append(result.nfev)
+        return result
+
+    monkeypatch.setattr("safe_components.estep.slsqp.minimize", counted)
+    q_reward, q_cost, _ = example(0)
+    solution = SLSQPDualSolver(finite_differences=finite_differences)(
+        q_reward, q_cost, EPSILON, torch.zeros(0)
+    )
+    assert counts == [int(solution.iterations)]
+
+
+def test_the_least_numbers_of_iterations_are_accepted():
+    for solver in (
+        NewtonDualSolver(max_iterations=1),
+        NewtonDualSolver(fixed_iterations=1),
+        SLSQPDualSolver(max_iterations=1),
+        AdamDualSolver(steps=1),
+    ):
+        q_reward, q_cost, limits = example(1)
+        assert not bool(solver(q_reward, q_cost, EPSILON, limits).converged)
+
+
 def test_one_adam_step_moves_but_does_not_solve():
     q_reward, q_cost, limits = example(1)
     solution = AdamDualSolver(steps=1)(q_reward, q_cost, EPSILON, limits)
@@ -64,7 +102,11 @@ def test_one_adam_step_moves_but_does_not_solve():
         (lambda: NewtonDualSolver(eta_min=0.0), "eta_min=0.0"),
         (lambda: NewtonDualSolver(lam_max=-1.0), "lam_max=-1.0"),
         (lambda: NewtonDualSolver(fixed_iterations=0), "fixed_iterations=0"),
+        (lambda: NewtonDualSolver(max_iterations=0), "max_iterations=0"),
+        (lambda: NewtonDualSolver(lam_max=0.0), "lam_max=0.0"),
         (lambda: NewtonDualSolver(tol=0.0), "tol=0.0"),
+        (lambda: NewtonDualSolver(feasible_tol=0.0), "feasible_tol=0.0"),
+        (lambda: AdamDualSolver(lr=0.0), "lr=0.0"),
         (lambda: SLSQPDualSolver(max_iterations=0), "max_iterations=0"),
         (lambda: AdamDualSolver(steps=0), "steps=0"),
     ],

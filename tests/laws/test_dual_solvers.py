@@ -170,16 +170,18 @@ def test_each_leading_index_is_a_problem_of_its_own(solver, prior, infeasible):
     epsilon = torch.linspace(0.05, 0.3, 6).double().reshape(2, 3)
     together = solver.solve(q_reward, q_cost, epsilon, limits, log_prior, infeasible=infeasible)
     assert 0 < together.feasible.sum() < 6
-    for i in range(2):
-        for j in range(3):
-            prior_here = None if log_prior is None else log_prior[i, j]
-            alone = solver.solve(
-                q_reward[i, j], q_cost[i, j], epsilon[i, j], limits[i, j], prior_here, infeasible=infeasible
-            )
-            for field, value in vars(alone).items():
-                if field not in ("residual", "iterations"):
-                    other = vars(together)[field][i, j]
-                    torch.testing.assert_close(other, value, rtol=1e-4, atol=1e-6, msg=field)
+    reward, cost = (
+        (together.weight.unsqueeze(-1) * q).sum(-2).mean(-2) for q in (q_reward[..., None], q_cost)
+    )
+    torch.testing.assert_close(together.expected_reward, reward.squeeze(-1), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(together.expected_cost, cost, rtol=1e-9, atol=1e-9)
+    for at in ((0, 1), (1, 0), (1, 2)):
+        own = None if log_prior is None else log_prior[at]
+        alone = solver.solve(q_reward[at], q_cost[at], epsilon[at], limits[at], own, infeasible=infeasible)
+        for field, value in vars(alone).items():
+            if field not in ("residual", "iterations"):
+                other = vars(together)[field][at]
+                torch.testing.assert_close(other, value, rtol=1e-4, atol=1e-6, msg=field)
 
 
 @pytest.mark.parametrize("make", [NewtonDualSolver, SLSQPDualSolver, AdamDualSolver])
