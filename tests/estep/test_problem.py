@@ -64,7 +64,7 @@ def test_a_prior_that_is_nearly_certain_leaves_a_millionth_of_the_deviation():
     values[:, :, 1] = np.array([3.0, 0.5, 20.0])[:, None]
     log_prior = torch.full((5, 4), -100.0).double()
     log_prior[:, 0] = 0.0
-    # All allowed actions with equal probabilities deviate by 0, 1, 0, 0 times the value: root mean square 1/2.
+    # With equal probabilities, actions deviate by 0, 1, 0, 0 times the value: root mean square 1/2.
     expected = 1e-6 * np.array([3.0, 0.5, 20.0]) / 2
     np.testing.assert_allclose(scaled(values, log_prior).spread.numpy(), expected, rtol=1e-9)
 

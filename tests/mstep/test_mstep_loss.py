@@ -461,6 +461,20 @@ def test_unchecked_weights_still_equal_the_direct_sum():
     torch.testing.assert_close(out["log_likelihood_cov"], expected, rtol=1e-10, atol=1e-10)
 
 
+def test_an_empty_axis_of_states_is_named():
+    policy, batch = problem()
+    loss, _ = attached(policy, NoTrustRegion())
+    with pytest.raises(ValueError, match=r"\(2, 0\) holds no state"):
+        loss(batch.reshape(2, 3)[:, :0])
+
+
+@pytest.mark.parametrize(("check", "waits"), [(None, False), (False, False), (True, True)])
+def test_only_a_check_that_was_asked_for_makes_the_host_wait(check, waits):
+    policy, _ = problem()
+    loss, _ = attached(policy, NoTrustRegion(), check_weights=check)
+    assert loss.synchronizes is waits
+
+
 def test_prepared_once_and_at_every_call_are_the_same():
     policy, batch = problem()
     loss, _ = attached(policy, HardTrustRegion(0.01, 0.01))
