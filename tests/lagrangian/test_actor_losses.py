@@ -519,18 +519,41 @@ def test_a_budget_tightened_in_place_is_seen_by_the_augmented_loss():
 
 
 @pytest.mark.parametrize(
+    ("make", "policy"), [(SACLagLoss, squashed), (lag, deterministic)], ids=["sac", "td3"]
+)
+def test_a_standard_deviation_without_weight_leaves_the_mean(make, policy):
+    torch.manual_seed(0)
+    policy, critic, batch = policy(), random_critic(), states()
+    values = []
+    for how, coef in (("conservative", 0.0), ("mean", 0.5)):
+        torch.manual_seed(1)
+        loss = make(policy, critic, fixed(LAM), reward_aggregate=how, cost_aggregate=how, std_coef=coef)
+        values.append(loss(batch)["loss_actor"])
+    torch.testing.assert_close(*values)
+
+
+def test_the_limits_belong_to_their_owner_and_not_to_the_loss():
+    loss = lag(deterministic(), random_critic(), fixed(LAM), augmentation=1.0, q_cost_limit=[1.0, 2.0])
+    assert loss.q_cost_limit.tolist() == [1.0, 2.0]
+    assert not [name for name in loss.state_dict() if "limit" in name]
+
+
+@pytest.mark.parametrize(
     ("make", "kwargs", "message"),
     [
         (SACLagLoss, {"policy": "deterministic"}, "get_dist.*DeterministicLagLoss"),
         (DeterministicLagLoss, {"policy": "sac"}, "SACLagLoss"),
         (SACLagLoss, {"init_alpha": 0.0}, "init_alpha=0.0"),
+        (SACLagLoss, {"init_alpha": math.inf}, "init_alpha=inf"),
         (SACLagLoss, {"target_entropy": "none"}, "target_entropy='none'"),
         (SACLagLoss, {"reward_aggregate": "median"}, "median"),
         (SACLagLoss, {"cost_aggregate": "median"}, "median"),
         (SACLagLoss, {"std_coef": -1.0}, "std_coef=-1.0"),
+        (SACLagLoss, {"std_coef": math.inf}, "std_coef=inf"),
         (DeterministicLagLoss, {"augmentation": -1.0}, "augmentation=-1.0"),
-        (DeterministicLagLoss, {"augmentation": 1.0}, "q_cost_limit"),
-        (SACLagLoss, {"augmentation": 1.0, "q_cost_limit": [math.nan]}, "q_cost_limit"),
+        (DeterministicLagLoss, {"augmentation": math.inf, "q_cost_limit": [1.0]}, "augmentation=inf"),
+        (DeterministicLagLoss, {"augmentation": 1.0}, "needs q_cost_limit"),
+        (SACLagLoss, {"augmentation": 1.0, "q_cost_limit": [math.nan]}, r"^q_cost_limit=\[nan\]"),
     ],
 )
 def test_bad_settings_are_named(make, kwargs, message):
