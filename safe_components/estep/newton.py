@@ -29,6 +29,9 @@ class NewtonDualSolver(DualSolver):
     With ``fixed_iterations`` the loop runs that often without reading from the device or copying to it, and
     no branch depends on a value, so a CUDA graph can capture the call. Problems that have converged stand
     still, hence both modes give the same answer. In that mode arguments are not checked for their values.
+    Limits out of reach with ``infeasible="clip"`` need more evaluations, because ``λ`` has a long way to
+    ``lam_max``. Of 400 random problems with two costs, 15 had not ``converged`` after 20 evaluations and 3
+    after 30; with ``"recover"`` all had. Of 300 with two costs that are alike, it was 34 and 5, and 4 and 2.
 
     With ``fused`` the fixed mode of CUDA tensors is a single Triton kernel, in which one program solves one
     problem. It stops when its problem has converged. The tensor version is used where Triton is not
