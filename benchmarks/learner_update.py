@@ -54,7 +54,8 @@ class RandomTask:
             return torch.randn(1, number, size, generator=generator)
 
         action = normal(self.action_dim).clamp(-1.0, 1.0)
-        truncated = (torch.arange(number) % EPISODE == EPISODE - 1).view(1, number, 1)
+        count = (torch.arange(number) % EPISODE + 1).view(1, number, 1)
+        truncated = count == EPISODE
         following = {
             "observation": normal(self.observation_dim),
             "reward": 0.3 * action[..., :1] + 0.1 * normal(1),
@@ -62,6 +63,7 @@ class RandomTask:
             "terminated": torch.zeros_like(truncated),
             "truncated": truncated,
             "done": truncated.clone(),
+            "step_count": count,
         }
         steps = {"observation": normal(self.observation_dim), "action": action, "next": following}
         return TensorDict(steps, batch_size=[1, number]).auto_batch_size_()

@@ -86,7 +86,7 @@ def test_min_std_is_the_policys_floor(swapped):
     smallest = {}
     for floor in (0.01, 0.45):
         options = ("--policy.min-std", floor, "--trust-region", "none", "--policy.lr", 0.03)
-        options += ("--collect.updates-per-frame", 0.05)
+        options += ("--collect.updates-per-frame", 0.05, "--multiplier", "none")
         _, learner = swapped(*options, name=str(floor))
         smallest[floor] = spread(learner).diagonal(dim1=-2, dim2=-1).min()
     assert smallest[0.01] < 0.45  # half the action range is 1

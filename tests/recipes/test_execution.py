@@ -167,7 +167,7 @@ def test_the_mode_that_does_not_wait_gives_the_numbers_of_the_one_that_does():
 def meta(monkeypatch):
     """PyTorch's device without numbers: asking it for one raises."""
     # Its Adam has no kernel there, and TorchRL asks for storages.
-    steps = lambda params, lr=1e-3, fused=None: torch.optim.SGD(params, lr, foreach=True)  # noqa: E731
+    steps = lambda params, lr=1e-3, eps=0.0, fused=None: torch.optim.SGD(params, lr, foreach=True)  # noqa: E731
     monkeypatch.setattr(torch.optim, "Adam", steps)
     monkeypatch.setattr(torch.Tensor, "is_set_to", lambda *_: False)
 
