@@ -158,6 +158,7 @@ def test_resuming_restores_everything(tmp_path, training):
     assert read_metrics(directory / "metrics.csv")["frames"].tolist() == [600, 800, 1000, 1200]
 
 
+@pytest.mark.slow
 def test_it_learns_reward_and_a_large_multiplier_learns_safety(training):
     """Random actions earn about 0 here; the return without a limit was 40 at a cost of 68 when tried."""
     flags = (
