@@ -225,3 +225,21 @@ def test_what_cannot_be_fitted_is_refused_by_name():
     batch["particles", "weight"] = batch["particles", "weight"][:, :3]
     with pytest.raises(ValueError, match=r"weight \[B, K\] are needed, got \(6, 16, 2\) and \(6, 3\)"):
         general_loss(policy, NoTrustRegion())[0](batch)
+
+
+def test_categorical_actions_may_have_a_last_dimension_of_one():
+    policy = make("categorical")
+    batch = batch_of(policy)
+    loss, _ = general_loss(policy, NoTrustRegion())
+    expected = loss(batch)["log_likelihood"]
+    batch["particles", "action"] = batch["particles", "action"].unsqueeze(-1)
+    torch.testing.assert_close(loss(batch)["log_likelihood"], expected)
+
+
+def test_the_entropy_of_the_gaussian_loss_is_that_of_its_distribution():
+    policy = make("gaussian")
+    batch = batch_of(policy)
+    loss = MStepLoss(policy, NoTrustRegion())
+    Copy(loss)
+    expected = policy.get_dist(batch).entropy().mean().detach()
+    torch.testing.assert_close(loss(batch)["entropy"], expected, rtol=1e-12, atol=0)
