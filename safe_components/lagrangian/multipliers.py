@@ -247,16 +247,17 @@ class PIDMultiplier(Multiplier):
 class ExponentiatedMultiplier(Multiplier):
     """Multiplier whose logarithm is under proportional and integral control of the logarithm of the cost.
 
-        e = clip(log(J_c / d), -1, max_error)                          for J_c > 0 = d: e = max_error
+        e = clip(log(J_c / d), -1/2, max_error)                        for J_c > 0 = d: e = max_error
         I <- clip(I exp(rate e), min_value, max_value exp(-kp [e]_+))
         λ  = min(I exp(kp e), max_value)
 
     A step changes ``λ`` by a factor, not by an amount. The gains therefore need no unit: they are the same
     for costs of 0.001 and of 1,000, and for multipliers of any size. ``max_error`` keeps one episode with an
-    extreme cost from moving ``λ`` far. The integral cannot wind up: while ``λ`` is at ``max_value`` it does
-    not grow, and it yields to the proportional factor. With ``kp = 0`` this is mirror ascent on the dual
-    with the entropy as mirror map, the exponentiated gradient. The proportional factor damps the
-    oscillation that the delay between ``λ`` and the cost of the episodes would cause.
+    extreme cost from moving ``λ`` far. The lower end ``-1/2`` lets ``λ`` fall more slowly than it rises,
+    because a cost of zero does not tell how far below the limit the policy is. The integral cannot wind up:
+    while ``λ`` is at ``max_value`` it does not grow, and it yields to the proportional factor. With ``kp = 0`` this
+    is mirror ascent on the dual with the entropy as mirror map, the exponentiated gradient. The proportional
+    factor damps the oscillation that the delay between ``λ`` and the cost of the episodes would cause.
 
     Args:
         cost_limits: ``d``, cost per episode, one per cost signal.
@@ -319,7 +320,7 @@ class ExponentiatedMultiplier(Multiplier):
         if bool((cost < 0).any()):
             raise ValueError(f"episode_cost={cost.tolist()} must be at least 0")
         error = torch.where(cost == self.cost_limits, 0.0, (cost / self.cost_limits).log())
-        error = error.clamp(-1.0, self.max_error)
+        error = error.clamp(-0.5, self.max_error)
         factor = (self.kp * error).exp()
         integral = (self.integral * (self.rate * error).exp()).clamp_min(self.min_value)
         lam = self._set(integral * factor)

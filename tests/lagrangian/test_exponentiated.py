@@ -19,7 +19,7 @@ def test_it_is_the_formula():
         cost = 30 * torch.rand(2, generator=generator, dtype=torch.float64)
         found = multiplier.update(cost)
         for i, d in enumerate((20.0, 5.0)):
-            error = min(max(math.log(cost[i].item() / d), -1.0), 1.5)
+            error = min(max(math.log(cost[i].item() / d), -0.5), 1.5)
             integral[i] = max(integral[i] * math.exp(0.1 * error), 0.3)
             value = integral[i] * math.exp(0.7 * error)
             integral[i] = max(min(integral[i], 2.0 * math.exp(-0.7 * max(error, 0.0))), 0.3)
