@@ -255,9 +255,10 @@ class ExponentiatedMultiplier(Multiplier):
     for costs of 0.001 and of 1,000, and for multipliers of any size. ``max_error`` keeps one episode with an
     extreme cost from moving ``λ`` far. The lower end ``-1/2`` lets ``λ`` fall more slowly than it rises,
     because a cost of zero does not tell how far below the limit the policy is. The integral cannot wind up:
-    while ``λ`` is at ``max_value`` it does not grow, and it yields to the proportional factor. With ``kp = 0`` this
-    is mirror ascent on the dual with the entropy as mirror map, the exponentiated gradient. The proportional
-    factor damps the oscillation that the delay between ``λ`` and the cost of the episodes would cause.
+    while ``λ`` is at ``max_value`` it does not grow, and it yields to the proportional factor. With
+    ``kp = 0`` this is mirror ascent on the dual with the entropy as mirror map, the exponentiated gradient.
+    The proportional factor damps the oscillation that the delay between ``λ`` and the cost of the episodes
+    would cause.
 
     Args:
         cost_limits: ``d``, cost per episode, one per cost signal.
