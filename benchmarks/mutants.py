@@ -226,7 +226,7 @@ def _visit(
             continue
         inner = function
         if is_function and name == "body":
-            inner = (node.body[0].lineno, node.end_lineno or node.lineno)  # type: ignore[attr-defined]
+            inner = (node.body[0].lineno, node.end_lineno or node.lineno)  # type: ignore[attr-defined]  # a function
         for i, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
             if isinstance(child, ast.AST):
                 yield from _visit(child, node, name, i, statement, inner)

@@ -114,39 +114,37 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
         self.antithetic = antithetic
         self.in_keys = [observation_key]
         self.out_keys = [PARTICLE_ACTION, PARTICLE_Q_REWARD, PARTICLE_Q_COST]
-        if {LOC, SCALE_TRIL} <= set(getattr(policy, "out_keys", (LOC, SCALE_TRIL))):
+        self._is_gaussian = {LOC, SCALE_TRIL} <= set(getattr(policy, "out_keys", (LOC, SCALE_TRIL)))
+        if self._is_gaussian:
             self.out_keys += [PARTICLE_LOC, PARTICLE_SCALE_TRIL]
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write the particles, their scores and the reference distribution."""
         require_states(tensordict.get(self.in_keys[0]).shape[:-1], str(self.in_keys[0]))
-        loc, scale_tril = self._gaussian(tensordict)
-        if loc is None or scale_tril is None:
-            action, reference = self._samples(tensordict), {}
-        else:
+        if self._is_gaussian:
+            loc, scale_tril = self._gaussian(tensordict)
             action = loc.unsqueeze(-2) + self._noise(loc) @ scale_tril.mT
             reference = {PARTICLE_LOC: loc, PARTICLE_SCALE_TRIL: scale_tril}
+        else:
+            action, reference = self._samples(tensordict), {}
         q_reward, q_cost = self.scores(tensordict.get(self.in_keys[0]), action)
         values = {PARTICLE_ACTION: action, PARTICLE_Q_REWARD: q_reward, PARTICLE_Q_COST: q_cost}
         for key, value in (values | reference).items():
             tensordict.set(key, value)
         return tensordict
 
-    def _gaussian(self, tensordict: TensorDictBase) -> tuple[Tensor | None, Tensor | None]:
-        """The reference Gaussian; None for a policy that does not write it."""
+    def _gaussian(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
         policy, params = self._policy
         inputs = self._inputs(tensordict)
         network = single_network(policy)
         if network is not None:
-            if not {LOC, SCALE_TRIL} <= set(network.out_keys):
-                return None, None
             outputs = network_outputs(network, inputs, params)
             return outputs[LOC], outputs[SCALE_TRIL]
         with swapped(policy, params):
             parameters: Any = getattr(policy, "get_dist_params", policy)
             outputs = parameters(inputs)
-        return outputs.get(LOC, None), outputs.get(SCALE_TRIL, None)
+        return outputs.get(LOC), outputs.get(SCALE_TRIL)
 
     def _samples(self, tensordict: TensorDictBase) -> Tensor:
         """``K`` actions per state ``[B, K, ...]`` from the policy's own distribution."""

@@ -134,12 +134,11 @@ class WeightedLikelihoodLoss(BaseLoss):
         inputs = tensordict.select(*self.policy.in_keys)
         with torch.no_grad(), swapped(self.policy, self.target_policy_params):
             old = self.policy.get_dist(inputs)
-            old_log_prob = _log_prob(old, action)
         with swapped(self.policy, self.policy_params):
             new = self.policy.get_dist(inputs)
             log_prob = _log_prob(new, action)
         likelihood = (weight * log_prob).sum(-1)
-        kl = self._divergence(old, new, log_prob - old_log_prob).mean()
+        kl = self._divergence(old, new, action, log_prob).mean()
         terms: TrustRegionTerms = self.trust_region(kl, torch.zeros_like(kl))
         loss = terms.penalty - likelihood
         if not torch.compiler.is_compiling() and loss.device.type == "cpu" and not loss.isfinite().all():
@@ -159,13 +158,14 @@ class WeightedLikelihoodLoss(BaseLoss):
             [],
         )
 
-    def _divergence(self, old: Distribution, new: Distribution, log_ratio: Tensor) -> Tensor:
+    def _divergence(self, old: Distribution, new: Distribution, action: Tensor, log_prob: Tensor) -> Tensor:
         """``KL(π_old ‖ π_θ) [B]``."""
         if not self.sampled_kl:
             try:
                 return kl_divergence(old, new)
             except NotImplementedError:
                 pass  # no closed form is registered
+        log_ratio = log_prob - _log_prob(old, action)
         return (log_ratio.expm1() - log_ratio).mean(-1)
 
 

@@ -144,7 +144,6 @@ def test_ctrl_c_to_the_whole_group_saves_and_the_run_goes_on(tmp_path, start):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_one_ctrl_c_ends_a_run_whose_worker_is_frozen(tmp_path, start):
     directory = tmp_path / "run"
     process = start(directory, workers=2)
