@@ -1,10 +1,11 @@
-"""Pure functions that every part may use: aggregates, bounds, cost budget, Gaussian KL, losses, networks."""
+"""What every part may use: aggregates, bounds, cost budget, Gaussian KL, imports, losses, policies."""
 
 from safe_components.ops.aggregate import Aggregate, aggregate
 from safe_components.ops.base_loss import BaseLoss, Reduction, reduced, require_states, transformed
 from safe_components.ops.bounds import action_bounds, episode_limits, q_limits
 from safe_components.ops.cost_budget import q_cost_limit
 from safe_components.ops.gaussian_kl import gaussian_kl
+from safe_components.ops.import_part import import_part, is_import_path
 from safe_components.ops.networks import has_distribution, network_outputs, single_network, swapped
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "episode_limits",
     "gaussian_kl",
     "has_distribution",
+    "import_part",
+    "is_import_path",
     "network_outputs",
     "q_cost_limit",
     "q_limits",
