@@ -128,14 +128,7 @@ class LagrangianActorLoss(BaseLoss):
     def penalized_value(self, observation: Tensor, action: Tensor) -> PenalizedValue:
         """Score ``action [..., a]`` in ``observation [..., o]``; differentiable in the action only."""
         require_states(observation.shape[:-1], "observation")
-        values = _with_constants(self.critic, observation, action)
-        if isinstance(values, Tensor) or len(values) != 2:
-            raise ValueError(
-                "critic must return (q_reward [E_r, B, 1], q_cost [E_c, B, m]), "
-                f"got {type(values).__name__} of length {len(values)}"
-            )
-        q_reward = aggregate(values[0], self.reward_aggregate, self.std_coef)
-        q_cost = aggregate(values[1], self.cost_aggregate, self.std_coef)
+        q_reward, q_cost = self._values(observation, action)
         lam = self.multiplier().detach().to(q_cost).reshape(-1)
         if q_reward.shape[-1] != 1:
             raise ValueError(f"critic must have one reward output, it has {q_reward.shape[-1]}")
@@ -145,8 +138,8 @@ class LagrangianActorLoss(BaseLoss):
                 "one per cost signal"
             )
         if self.in_spreads:
-            spread = q_cost.detach().flatten(0, -2).std(0)
-            lam = torch.where(spread > 0, lam * q_reward.detach().std() / spread, 0.0)
+            slopes = self._slopes(observation, action, q_reward, q_cost)
+            lam = torch.where(slopes[1:] > 0, lam * slopes[0] / slopes[1:], 0.0)
         effective = lam
         if self.augmentation and self.q_cost_limit is not None:
             if self.q_cost_limit.shape != lam.shape:
@@ -161,6 +154,31 @@ class LagrangianActorLoss(BaseLoss):
         value = q_reward.squeeze(-1) - q_cost @ effective
         scale = 1.0 + effective.sum() if self.normalize else lam.new_ones(())
         return PenalizedValue(value, scale, terms)
+
+    def _values(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the aggregated values ``[..., 1]`` of the reward and ``[..., m]`` of the costs."""
+        values = _with_constants(self.critic, observation, action)
+        if isinstance(values, Tensor) or len(values) != 2:
+            raise ValueError(
+                "critic must return (q_reward [E_r, B, 1], q_cost [E_c, B, m]), "
+                f"got {type(values).__name__} of length {len(values)}"
+            )
+        return (
+            aggregate(values[0], self.reward_aggregate, self.std_coef),
+            aggregate(values[1], self.cost_aggregate, self.std_coef),
+        )
+
+    @torch.enable_grad()
+    def _slopes(self, observation: Tensor, action: Tensor, q_reward: Tensor, q_cost: Tensor) -> Tensor:
+        """Return the root mean squares ``[1 + m]`` of ``‖∂Q/∂a‖`` over the states."""
+        if not q_reward.requires_grad:  # outside of training
+            action = action.detach().requires_grad_()
+            q_reward, q_cost = self._values(observation, action)
+        norms = []
+        for value in (q_reward, *q_cost.split(1, -1)):
+            slope = torch.autograd.grad(value.sum(), action, retain_graph=True)[0]
+            norms.append(slope.square().sum(-1).mean().sqrt())
+        return torch.stack(norms)
 
 
 def _with_constants(module: nn.Module, *args: Tensor) -> Any:

@@ -40,7 +40,8 @@ class DeterministicLagLoss(LagrangianActorLoss):
         q_cost_limit: ``d_Q [m]``, the limits in the critic's unit, needed by ``augmentation``. A tensor
             ``[m]``, such as `CostBudget.q_limit`, is shared, so changes in place take effect.
         in_spreads: whether the multiplier is a price ``θ`` without unit. Then ``λ_i = θ_i s_r / s_i``, with
-            the standard deviations ``s`` of the values over the batch. No unit of a reward or cost matters.
+            the root mean squares ``s`` of ``‖∂Q/∂a‖`` over the batch, which are to first order the spreads
+            over the actions of a state. At ``θ = 1`` a cost pushes the actions as hard as the reward.
         reduction: ``"mean"`` over the states, ``"sum"``, or ``"none"`` for the loss of each state ``[B]``.
 
     Returns:
