@@ -123,7 +123,7 @@ def add_advantage(
         steps["next", f"cost_{name}"] = steps["next", name].expand_as(cost)
     cost_gae(reward_gae(steps))
     lam = lam.to(cost)
-    if in_spreads:
+    if in_spreads and len(lam):
         spread = steps["cost_advantage"].flatten(0, -2).std(0)
         lam = torch.where(spread > 0, lam * steps["advantage"].std() / spread, 0.0)
     penalty = (steps["cost_advantage"] * lam).sum(-1, keepdim=True)

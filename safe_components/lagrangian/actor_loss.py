@@ -144,7 +144,7 @@ class LagrangianActorLoss(BaseLoss):
                 f"critic has {q_cost.shape[-1]} cost outputs, multiplier {lam.shape[0]} values: both need "
                 "one per cost signal"
             )
-        if self.in_spreads:
+        if self.in_spreads and len(lam):
             spread = q_cost.detach().flatten(0, -2).std(0)
             lam = torch.where(spread > 0, lam * q_reward.detach().std() / spread, 0.0)
         effective = lam

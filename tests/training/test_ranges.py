@@ -79,7 +79,7 @@ def test_no_number_is_out_of_range_in_silence(recipe):
         assert taken[number] == set(), number
     assert taken["-1"] <= {"entropy.target"}  # an entropy of continuous actions may be negative
     assert taken["0"] <= ZERO, taken["0"] - ZERO
-    assert taken[""] <= {"budget.start", "budget.cost_limit"}  # constant limits; and see below
+    assert taken[""] <= {"budget.start", "budget.cost_limit"}  # constant limits, and no cost
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
@@ -107,7 +107,6 @@ class Reached(Exception):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--cost-limit", "cost_limit holds 0 limits, but PointCircle has 1 costs"),
         ("--cost-limit 1 2", "cost_limit holds 2 limits, but PointCircle has 1 costs"),
         ("--budget.start 1 2", "needs one limit per cost"),
         (

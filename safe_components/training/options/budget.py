@@ -89,7 +89,7 @@ class BudgetConfig:
     """The cost limit, and how it changes during training."""
 
     cost_limit: Annotated[Limits, tyro.conf.arg(prefix_name=False)] = (25.0,)
-    """largest expected cost of an episode (undiscounted sum), one limit per cost signal"""
+    """largest expected cost of an episode (undiscounted sum), one limit per cost signal; none for no cost"""
     start: Limits = ()
     """initial limits, which fall linearly to cost_limit; empty for constant limits"""
     decay_frames: Count = 50_000
