@@ -23,7 +23,7 @@ ZERO = {
     "run.seed", "run.eval_interval", "budget.cost_limit", "budget.start", "collect.updates_per_frame",
     "collect.workers", "critics.cost_std", "critics.polyak", "critics.warmup_updates", "reference.eps",
     "policy.polyak", "policy.exploration_std", "algorithm.smoothing_std", "algorithm.smoothing_clip",
-    "entropy.target", "advantage.gae_lambda", "ppo.kl_stop", "ppo.entropy_coef",
+    "entropy.target", "advantage.gae_lambda", "update.kl_stop", "algorithm.entropy_coef",
     *(f"{of}.{name}" for of in ("multiplier", "budget.feedback") for name in ("kp", "ki", "kd", "init")),
     "trust_region.coef_mean", "trust_region.coef_cov",
 }  # fmt: skip

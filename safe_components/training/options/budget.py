@@ -10,13 +10,22 @@ import tyro
 from safe_components.lagrangian import (
     MAX_MULTIPLIER,
     CostBudget,
+    CRPOSwitch,
     ExponentiatedMultiplier,
     GradientMultiplier,
     PIDMultiplier,
 )
 from safe_components.training.options.ranges import Count, Limits, NotNegative, Positive
 
-__all__ = ["BudgetConfig", "FeedbackBudgetConfig", "GradientConfig", "Multiplier", "PIDConfig", "PriceConfig"]
+__all__ = [
+    "BudgetConfig",
+    "CRPOConfig",
+    "FeedbackBudgetConfig",
+    "GradientConfig",
+    "Multiplier",
+    "PIDConfig",
+    "PriceConfig",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +88,18 @@ class PriceConfig:
         rate = self.rate * frames_per_batch / 1000
         bounds = {"min_value": self.min, "max_value": self.max}
         return ExponentiatedMultiplier(cost_limit, rate, self.kp, init=self.init, **bounds)
+
+
+@dataclasses.dataclass(frozen=True)
+class CRPOConfig:
+    """CRPO, not a multiplier: raise the reward while the costs keep their limits, else lower a cost."""
+
+    tolerance: NotNegative = 0.0
+    """cost of an episode over the limit that does not switch to the cost yet"""
+
+    def make(self, cost_limit: tuple[float, ...]) -> CRPOSwitch:
+        """Make the switch for these limits on the cost of an episode."""
+        return CRPOSwitch(cost_limit, self.tolerance)
 
 
 Multiplier: TypeAlias = PriceConfig | PIDConfig | GradientConfig
