@@ -175,7 +175,7 @@ def main(config: Config) -> None:
         print(
             record_video(
                 next(iter(policies.values())),
-                trained.env,
+                task.config.env,
                 config.run_dir / "video",
                 episodes=config.video_episodes,
                 seed=config.seed,

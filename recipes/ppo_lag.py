@@ -1,15 +1,19 @@
-"""PPO with Lagrangian multipliers (Ray et al. 2019; PID: Stooke et al. 2020, arXiv 2007.03964).
+"""On-policy learning with Lagrangian multipliers: PPO-Lag (Ray et al. 2019), FOCOPS and CRPO.
 
     python recipes/ppo_lag.py --env.id SafetyPointGoal1-v0 --cost-limit 25 --total-frames 2000000
     python recipes/ppo_lag.py --multiplier gradient
+    python recipes/ppo_lag.py --algorithm focops              # FOCOPS (Zhang et al. 2020, arXiv 2002.06506)
+    python recipes/ppo_lag.py --multiplier crpo               # CRPO (Xu et al. 2021, arXiv 2011.05869)
     python recipes/ppo_lag.py --resume runs/ppo_lag-...       # continue from the last checkpoint
 
     max_θ  mean min(r A, clip(r, 1 - ε, 1 + ε) A),    A = (A_r - λᵀ A_c) / (1 + Σ λ)
 
 Here ``r`` is the ratio of the action's probability to its probability under the policy that collected it. The
-advantages are generalized advantage estimates of the reward and of each cost. PPO is on-policy. The episodes
-that end in a batch of frames move the multipliers. The batch then serves a few epochs of updates and is
-dropped. Every metric is defined in docs/metrics.md.
+advantages are generalized advantage estimates of the reward and of each cost. The episodes that end in a
+batch of frames move the multipliers. The batch then serves a few epochs of updates and is dropped. FOCOPS
+replaces the clipped objective by a fit to the best distribution near the old policy. CRPO has no multipliers:
+it climbs ``A_r`` while the costs keep their limits, and ``-A_c`` otherwise. Every metric is defined in
+docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -24,15 +28,21 @@ from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch.distributions import kl_divergence
 from torchrl.modules import MLP, ValueOperator
 from torchrl.objectives import ClipPPOLoss
+from torchrl.objectives.common import LossModule
 from torchrl.objectives.value import GAE
 
 from safe_components import keys
+from safe_components.critics import Copy
+from safe_components.lagrangian import FOCOPSLoss
 from safe_components.training import CostControl, Learner, Loop, Run, Task, launch, options, require_memory
 
 # Entries that the advantage estimation of the cost renames, with the prefix ``cost_``.
 COST_KEYS = ("value", "advantage", "value_target", "done", "terminated")
 # Entries that an update reads, in addition to the log-probabilities.
 LEARNED_FROM = (keys.OBSERVATION, keys.ACTION, "advantage", "value_target", "cost_value_target")
+
+# Results of the losses that are metrics.
+SHOWN = ("clip_fraction", "entropy", "kept_fraction")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,25 +67,51 @@ class AdvantageConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PPOConfig:
+    """PPO: the clipped objective."""
+
+    clip: options.PositiveShare = 0.2
+    """ε, the largest change of the probability ratio that the objective still rewards"""
+    entropy_coef: options.NotNegative = 0.0
+    """bonus per nat of entropy, in standard deviations of the advantage"""
+
+    def make(self, policy: ProbabilisticTensorDictSequential) -> LossModule:
+        """Make the loss of the policy."""
+        loss = ClipPPOLoss(policy, clip_epsilon=self.clip, entropy_coeff=self.entropy_coef)
+        loss.set_keys(sample_log_prob="log_prob")
+        return loss
+
+
+@dataclasses.dataclass(frozen=True)
+class FOCOPSConfig:
+    """FOCOPS: fit of the policy to the best distribution near the old policy."""
+
+    temperature: options.Positive = 1.5
+    """β of the best distribution, in standard deviations of the advantage; a larger one changes less"""
+    max_kl: options.Positive = 0.02
+    """δ, divergence from the old policy, in nats, beyond which a state no longer moves the policy"""
+
+    def make(self, policy: ProbabilisticTensorDictSequential) -> LossModule:
+        """Make the loss of the policy."""
+        return FOCOPSLoss(policy, temperature=self.temperature, max_kl=self.max_kl)
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateConfig:
     """The updates after each batch of frames."""
 
     epochs: options.Repeats = 10
     """number of passes over the batch of frames"""
     batch_size: options.Count = 250
     """environment steps per update"""
-    clip: options.PositiveShare = 0.2
-    """ε, the largest change of the probability ratio that the objective still rewards"""
     kl_stop: options.NotNegative = 0.03
     """KL divergence from the policy that collected the batch, in nats, that ends the epochs"""
-    entropy_coef: options.NotNegative = 0.0
-    """bonus per nat of entropy, in standard deviations of the advantage"""
     max_grad_norm: options.Positive = 1.0
     """largest norm of a gradient; the policy and the value networks are clipped separately"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(options.RecipeConfig):
-    """Configuration of PPO-Lag. Each group holds the settings of one part."""
+    """Configuration of PPO-Lag, FOCOPS and CRPO. Each group holds the settings of one part."""
 
     recipe: ClassVar[str] = "ppo_lag"
     collect: options.CollectConfig = options.CollectConfig(frames_per_batch=5_000)
@@ -83,8 +119,9 @@ class Config(options.RecipeConfig):
     values: ValuesConfig = ValuesConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     # The gains are larger than in off-policy recipes, where the multiplier moves more often.
-    multiplier: options.Multiplier = options.PriceConfig()
-    ppo: PPOConfig = PPOConfig()
+    multiplier: options.Multiplier | options.CRPOConfig = options.PriceConfig()
+    algorithm: PPOConfig | FOCOPSConfig = PPOConfig()
+    update: UpdateConfig = UpdateConfig()
 
 
 def make_policy(config: Config, task: Task) -> ProbabilisticTensorDictSequential:
@@ -101,11 +138,17 @@ def make_value(config: Config, task: Task, outputs: int, out_key: str) -> Tensor
 
 @torch.no_grad()
 def add_advantage(
-    steps: TensorDictBase, reward_gae: GAE, cost_gae: GAE, lam: torch.Tensor, in_spreads: bool = False
+    steps: TensorDictBase,
+    reward_gae: GAE,
+    cost_gae: GAE,
+    lam: torch.Tensor,
+    in_spreads: bool = False,
+    switch: bool = False,
 ) -> torch.Tensor:
-    """Write ``advantage = (A_r - λᵀ A_c) / (1 + Σ λ)`` and the value networks' targets.
+    """Write ``advantage = (w A_r - λᵀ A_c) / (w + Σ λ)`` and the value networks' targets.
 
-    Both estimates bootstrap after truncation but not after termination.
+    The weight ``w`` is 1 with multipliers. With CRPO's switch it is ``1 - Σ λ``, so the reward does not count
+    while a cost is over its limit. Both estimates bootstrap after truncation but not after termination.
 
     Args:
         steps: steps ``[..., T]``, consecutive in the last dimension, which are changed in place.
@@ -114,6 +157,7 @@ def add_advantage(
             prefix ``cost_``.
         lam: multipliers ``[m]``.
         in_spreads: whether they are prices: ``λ_i = θ_i std A_r / std A_c,i``.
+        switch: whether they are CRPO's.
 
     Returns:
         ``λ [m]``, reward per cost.
@@ -123,11 +167,12 @@ def add_advantage(
         steps["next", f"cost_{name}"] = steps["next", name].expand_as(cost)
     cost_gae(reward_gae(steps))
     lam = lam.to(cost)
-    if in_spreads:
+    if in_spreads and len(lam):
         spread = steps["cost_advantage"].flatten(0, -2).std(0)
         lam = torch.where(spread > 0, lam * steps["advantage"].std() / spread, 0.0)
+    weight = 1 - lam.sum() if switch else 1.0
     penalty = (steps["cost_advantage"] * lam).sum(-1, keepdim=True)
-    steps["advantage"] = (steps["advantage"] - penalty) / (1 + lam.sum())
+    steps["advantage"] = (weight * steps["advantage"] - penalty) / (weight + lam.sum())
     return lam
 
 
@@ -138,11 +183,12 @@ def standardize(advantage: torch.Tensor) -> torch.Tensor:
 
 
 class PPOLag(Learner):
-    """The parts of PPO-Lag, and one update of them; its ``state_dict`` is the checkpoint."""
+    """The parts of PPO-Lag, FOCOPS or CRPO, and one update; its ``state_dict`` is the checkpoint."""
 
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__()
-        self.settings, advantage = config.ppo, config.advantage
+        self.settings, advantage = config.update, config.advantage
+        self.switch = isinstance(config.multiplier, options.CRPOConfig)
         self.policy = make_policy(config, task)
         self.reward_value = make_value(config, task, 1, "state_value")
         self.cost_value = make_value(config, task, task.num_costs, "cost_value")
@@ -154,15 +200,9 @@ class PPOLag(Learner):
         self.reward_gae = GAE(value_network=self.reward_value, **discounts)
         self.cost_gae = GAE(value_network=self.cost_value, **discounts)
         self.cost_gae.set_keys(**{name: f"cost_{name}" for name in COST_KEYS}, reward="cost")
-        self.loss = ClipPPOLoss(
-            self.policy,
-            self.reward_value,
-            clip_epsilon=config.ppo.clip,
-            entropy_bonus=True,
-            entropy_coeff=config.ppo.entropy_coef,
-            critic_coeff=1.0,
-            loss_critic_type="l2",
-        )
+        self.loss = config.algorithm.make(self.policy)
+        # FOCOPS holds the policy that collected the steps.
+        self.old_policy = Copy(self.loss) if isinstance(self.loss, FOCOPSLoss) else None
         self.policy_optim = torch.optim.Adam(self.policy.parameters(), lr=config.policy.lr)
         self.value_parameters = [*self.reward_value.parameters(), *self.cost_value.parameters()]
         self.value_optim = torch.optim.Adam(self.value_parameters, lr=config.values.lr)
@@ -170,11 +210,13 @@ class PPOLag(Learner):
     def epochs(self, steps: TensorDictBase) -> Iterator[tuple[TensorDictBase, ...]]:
         """Yield the batches of each pass over steps ``[N, T]``, until the policy has moved too far."""
         price, in_spreads = self.control(), self.control.in_spreads
-        self.lam = add_advantage(steps, self.reward_gae, self.cost_gae, price, in_spreads)
+        self.lam = add_advantage(steps, self.reward_gae, self.cost_gae, price, in_spreads, self.switch)
         steps = steps.select(*LEARNED_FROM).reshape(-1)
+        if self.old_policy is not None:
+            self.old_policy.step()
         with torch.no_grad():
             before = self.policy.get_dist(steps)
-        steps[self.loss.tensor_keys.sample_log_prob] = before.log_prob(steps[keys.ACTION])
+        steps["log_prob"] = before.log_prob(steps[keys.ACTION])
         # The unit is the standard deviation, so step sizes do not depend on the scale of the reward.
         steps["advantage"] = standardize(steps["advantage"])
         for _ in range(self.settings.epochs):
@@ -187,21 +229,22 @@ class PPOLag(Learner):
 
     def update(self, batch: TensorDictBase) -> dict[str, torch.Tensor]:
         """Take one step of the policy and one of the value networks."""
-        out = self.loss(batch)
-        error = self.cost_value(batch)["cost_value"] - batch["cost_value_target"]
-        loss_cost = error.square().mean(0).sum()
-        loss = out["loss_objective"] + out["loss_entropy"] + out["loss_critic"] + loss_cost
+        out = dict(self.loss(batch).items())
+        loss_policy = torch.stack([out[name] for name in out if name.startswith("loss_")]).sum()
+        error_reward = self.reward_value(batch)["state_value"] - batch["value_target"]
+        error_cost = self.cost_value(batch)["cost_value"] - batch["cost_value_target"]
+        loss_reward, loss_cost = (error.square().mean(0).sum() for error in (error_reward, error_cost))
         self.policy_optim.zero_grad()
         self.value_optim.zero_grad()
-        loss.backward()
+        (loss_policy + loss_reward + loss_cost).backward()
         longest = self.settings.max_grad_norm
         policy_norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), longest)
         torch.nn.utils.clip_grad_norm_(self.value_parameters, longest)
         self.policy_optim.step()
         self.value_optim.step()
-        metrics = {"loss_policy": out["loss_objective"], "policy_gradient": policy_norm}
-        metrics |= {"loss_value_reward": out["loss_critic"], "loss_value_cost": loss_cost}
-        return metrics | {"clip_fraction": out["clip_fraction"], "entropy": out["entropy"]}
+        metrics = {"loss_policy": loss_policy, "policy_gradient": policy_norm}
+        metrics |= {"loss_value_reward": loss_reward, "loss_value_cost": loss_cost}
+        return metrics | {name: out[name] for name in SHOWN if name in out}
 
     def observe(self, steps: TensorDictBase, episode_costs: torch.Tensor, frames: int) -> None:
         """Move the limit and the multiplier between two batches of frames."""

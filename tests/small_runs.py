@@ -24,7 +24,7 @@ _OFF_POLICY = {
 }
 _OWN = {
     "cvpo": {"estep": {"num_particles": 8}},
-    "ppo_lag": {"values": {"hidden_sizes": [16, 16]}, "ppo": {"epochs": 2, "batch_size": 50}},
+    "ppo_lag": {"values": {"hidden_sizes": [16, 16]}, "update": {"epochs": 2, "batch_size": 50}},
 }
 
 

@@ -106,7 +106,7 @@ class CriticLearner(nn.Module):
         """Take one step on a batch of transitions.
 
         Returns:
-            For each signal ``q_<name> [n]``, the mean values of the batch's actions, and
+            For each signal with outputs ``q_<name> [n]``, the mean values of the batch's actions, and
             ``loss_q_<name> []``, both detached.
         """
         out = self.loss(transitions)
@@ -118,5 +118,7 @@ class CriticLearner(nn.Module):
         means = out["q_mean"].split([transitions[signal.key].shape[-1] for signal in signals])
         metrics: dict[str, Tensor] = {}
         for signal, q in zip(signals, means, strict=True):
+            if not len(q):  # no cost
+                continue
             metrics |= {f"q_{signal.name}": q, f"loss_q_{signal.name}": out[f"loss_q_{signal.name}"]}
         return metrics

@@ -79,7 +79,7 @@ class GymnasiumBatch(ConstrainedEnv):
         seed: see above.
         frame_skip: raw steps per step, ≥ 1, fewer at the end of an episode.
         cost_keys: the entries of ``info`` that make up the m costs, in this order. If ``step`` returns 6
-            values, ``("cost",)`` means the step's own cost.
+            values, ``("cost",)`` means the step's own cost. Empty for an environment without costs, m = 0.
         step_timeout: seconds after which a call of a copy's ``step`` or ``reset`` counts as hanging; it is
             interrupted after once to twice this time. None waits forever. Only calls in a process's main
             thread can be interrupted, and no computation in C that never returns to Python.
@@ -123,8 +123,6 @@ class GymnasiumBatch(ConstrainedEnv):
         step_timeout: float | None = None,
     ) -> None:
         check_counts(num_envs=num_envs, frame_skip=frame_skip)
-        if not cost_keys:
-            raise ValueError("cost_keys is empty: name at least one entry of info, for example ('cost',)")
         if step_timeout is not None and not 0 < step_timeout < math.inf:
             raise ValueError(
                 f"step_timeout must be a positive number of seconds, or None, got {step_timeout!r}"
@@ -282,7 +280,7 @@ class GymnasiumBatch(ConstrainedEnv):
             steps = read(results)
         except UnusableValue as error:
             raise ValueError(f"{error}, in {self._where(int(rows[error.row]))}") from error
-        if steps.cost.min() < 0:
+        if steps.cost.size and steps.cost.min() < 0:
             row, column = np.argwhere(steps.cost < 0)[0]
             raise ValueError(
                 f"cost is {steps.cost[row, column]:g} in {self._where(int(rows[row]))}; a cost must be at "

@@ -51,7 +51,8 @@ class StepReader:
     Args:
         observation: reader of one observation.
         values: length of the tuples, 5 or 6.
-        names: entries of ``info`` that hold the costs; empty for the third value of a 6-tuple.
+        names: entries of ``info`` that hold the costs; None for the third value of a 6-tuple, and empty for
+            no costs.
         cost_size: m.
 
     Example:
@@ -66,7 +67,7 @@ class StepReader:
 
     observation: ObservationReader
     values: int
-    names: tuple[str, ...]
+    names: tuple[str, ...] | None
     cost_size: int
 
     def __call__(self, results: Sequence[Any]) -> Steps:
@@ -97,8 +98,10 @@ class StepReader:
             observations = [self.observation(x) for x in observations]
         observation = np.array(observations)
         reward = np.array([result[1] for result in results])
-        if not self.names:
+        if self.names is None:
             cost = np.array([result[2] for result in results])
+        elif not self.names:
+            cost = np.empty((n, 0))
         elif len(self.names) == 1:
             cost = np.array([result[-1][self.names[0]] for result in results])
         else:
@@ -173,49 +176,57 @@ def read_reset(result: Any, observation: ObservationReader) -> np.ndarray:
     return observation(result[0])
 
 
-def read_costs(result: Sequence[Any], names: Sequence[str]) -> np.ndarray:
-    """Return the costs [m] of one step; without names, the third of its six values.
+def read_costs(result: Sequence[Any], names: Sequence[str] | None) -> np.ndarray:
+    """Return the costs [m] of one step; if ``names`` is None, the third of its six values.
 
     Raises:
         ValueError: if a cost is missing or not made of numbers.
     """
     info = result[-1]
-    missing = [name for name in names if name not in info]
+    missing = [name for name in names or () if name not in info]
     if missing:
         raise ValueError(f"cost {missing[0]!r} is missing from info, which holds {sorted(map(str, info))}")
-    parts = {name: info[name] for name in names} if names else {"cost": result[2]}
-    return np.concatenate([as_numbers(value, name).ravel() for name, value in parts.items()])
+    parts = {"cost": result[2]} if names is None else {name: info[name] for name in names}
+    return np.concatenate([[], *(as_numbers(value, name).ravel() for name, value in parts.items())])
 
 
-def first_costs(result: Sequence[Any], names: tuple[str, ...], env: str) -> tuple[tuple[str, ...], int]:
+def first_costs(
+    result: Sequence[Any], names: tuple[str, ...], env: str
+) -> tuple[tuple[str, ...] | None, int]:
     """Find the costs in the first step of an environment.
 
     Args:
         result: the tuple that the step returned.
-        names: entries of ``info`` that were asked for.
+        names: entries of ``info`` that were asked for; empty for no costs.
         env: name of the environment, for error messages.
 
     Returns:
-        The names of the entries of ``info``, empty for the third of six values, and the number of costs.
+        The names of the entries of ``info``, None for the third of six values, and the number of costs.
 
     Raises:
         ValueError: if a name is not in the step's ``info``, or if its value is not made of numbers.
     """
     info = result[-1]
+    if not names:
+        return (), 0
     if len(result) == 6 and names == ("cost",):
-        names = ()
+        return None, _count(read_costs(result, None), env)
     missing = [name for name in names if name not in info]
     if missing:
         numbers = sorted(str(key) for key, value in info.items() if np.asarray(value).dtype.kind in NUMBERS)
         raise ValueError(
             f"{env} reports no cost {missing[0]!r}: its step's info must hold it (a number or a vector); "
             f"numeric entries found: {numbers or 'none'}. "
-            "Name others with cost_keys=(...), or wrap the environment so that it writes info['cost']"
+            "Name others with cost_keys=(...), or wrap the environment so that it writes info['cost']. "
+            "To train without costs, name none: --cost-limit none"
         )
-    size = int(read_costs(result, names).size)
-    if size == 0:
+    return names, _count(read_costs(result, names), env)
+
+
+def _count(costs: np.ndarray, env: str) -> int:
+    if costs.size == 0:
         raise ValueError(f"{env} reports an empty cost; it must be a number or a vector")
-    return names, size
+    return int(costs.size)
 
 
 def _flag(value: Any, name: str) -> bool:

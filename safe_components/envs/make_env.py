@@ -68,7 +68,8 @@ def make_env(
         frame_skip: raw steps per step, fewer at the end of an episode. Reward and cost are summed.
         max_episode_steps: raw steps after which an episode is truncated; None keeps the environment's own.
         cost_keys: entries of a step's ``info`` that make up the m costs, in this order, for example
-            ``("cost_hazards", "cost_vases")``. For PointCircle, some of ``("walls", "speed")``.
+            ``("cost_hazards", "cost_vases")``. For PointCircle, some of ``("walls", "speed")``. Empty for no
+            costs: m = 0, and any Gymnasium environment will do.
         render_mode: handed to the environment. ``"rgb_array"`` makes ``env.render()`` return an image.
         step_timeout: seconds after which a call of an environment's ``step`` or ``reset`` counts as hanging
             and is interrupted (see ``GymnasiumBatch``); None waits forever. PointCircle does not need it.

@@ -47,7 +47,7 @@ class PointCircle(ConstrainedEnv):
         num_envs: number of copies N. The batch size is [N], or [] for one copy.
         device: any torch device. A step does not synchronize with the host.
         seed: seed of the starting positions; None draws one.
-        costs: which of ``"walls"``, ``"speed"`` make up the m costs, in this order.
+        costs: which of ``"walls"``, ``"speed"`` make up the m costs, in this order; none of them for m = 0.
         frame_skip: motions per step. Reward and cost are summed.
         episode_length: motions per episode, a multiple of ``frame_skip``.
         radius: radius of the circle [m].
@@ -102,7 +102,7 @@ class PointCircle(ConstrainedEnv):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
         unknown = [cost for cost in costs if cost not in COSTS]
-        if unknown or not costs:
+        if unknown:
             raise ValueError(f"costs must be some of {COSTS}, got {tuple(costs)!r}")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
@@ -213,7 +213,7 @@ class PointCircle(ConstrainedEnv):
             x.abs() > self.x_lim if cost == "walls" else torch.hypot(vx, vy) > self.speed_limit
             for cost in self.costs
         ]
-        cost = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+        cost = parts[0] if len(parts) == 1 else torch.cat([x[:, :0], *parts], -1)
         return reward.float(), cost.float()
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:

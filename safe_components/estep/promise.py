@@ -73,7 +73,7 @@ class Promise:
         states = self.particles(TensorDict({OBSERVATION: observation}, batch_size=observation.shape[:1]))
         scores = [states[PARTICLE_Q_REWARD].unsqueeze(-1), states[PARTICLE_Q_COST]]
         weight = self.estep.solve(states[PARTICLE_Q_REWARD], states[PARTICLE_Q_COST]).weight.unsqueeze(-1)
-        spreads = [q.var(-2).mean(0).sqrt() for q in scores]
+        spreads = [(q.var(-2) if q.numel() else q.sum(-2)).mean(0).sqrt() for q in scores]
         self._made = states, self.particles.critic_snapshot(), [q.mean(-2).mean(0) for q in scores], spreads
         gains = [((weight * q).sum(-2) - q.mean(-2)).mean(0) for q in scores]
         reward, cost = (_in_spreads(gain, spread) for gain, spread in zip(gains, spreads, strict=True))

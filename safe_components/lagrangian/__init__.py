@@ -2,7 +2,9 @@
 
 from safe_components.lagrangian.actor_loss import LagrangianActorLoss, PenalizedValue, augmented_multiplier
 from safe_components.lagrangian.budget import CostBudget
+from safe_components.lagrangian.crpo import CRPOSwitch
 from safe_components.lagrangian.deterministic import DeterministicLagLoss
+from safe_components.lagrangian.focops import FOCOPSLoss
 from safe_components.lagrangian.multipliers import (
     MAX_MULTIPLIER,
     ExponentiatedMultiplier,
@@ -15,9 +17,11 @@ from safe_components.lagrangian.sac import SACLagLoss
 
 __all__ = [
     "MAX_MULTIPLIER",
+    "CRPOSwitch",
     "CostBudget",
     "DeterministicLagLoss",
     "ExponentiatedMultiplier",
+    "FOCOPSLoss",
     "GradientMultiplier",
     "LagrangianActorLoss",
     "Multiplier",

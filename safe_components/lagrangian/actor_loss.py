@@ -137,7 +137,7 @@ class LagrangianActorLoss(BaseLoss):
                 f"critic has {q_cost.shape[-1]} cost outputs, multiplier {lam.shape[0]} values: both need "
                 "one per cost signal"
             )
-        if self.in_spreads:
+        if self.in_spreads and len(lam):
             slopes = self._slopes(observation, action, q_reward, q_cost)
             lam = torch.where(slopes[1:] > 0, lam * slopes[0] / slopes[1:], 0.0)
         effective = lam

@@ -23,7 +23,7 @@ class RunningEpisodeCost(nn.Module):
     first batch, and the length starts with the time limit.
 
     Args:
-        num_costs: ``m``, number of cost signals.
+        num_costs: ``m``, number of cost signals, at least 0.
         episode_length: length of an episode without an early end, in steps.
         memory: number of steps after which an old batch weighs ``1/e`` as much.
 
@@ -32,7 +32,7 @@ class RunningEpisodeCost(nn.Module):
         length: mean length of an episode ``[]``, in steps.
 
     Raises:
-        ValueError: if a setting is not positive; in ``update``, if the costs have another shape.
+        ValueError: if a setting is out of range; in ``update``, if the costs have another shape.
         KeyError: in ``update``, if the environment has no ``StepCounter``.
 
     Example:
@@ -50,7 +50,9 @@ class RunningEpisodeCost(nn.Module):
 
     def __init__(self, num_costs: int, episode_length: int, memory: float) -> None:
         super().__init__()
-        sizes = {"num_costs": num_costs, "episode_length": episode_length, "memory": memory}
+        if num_costs < 0:
+            raise ValueError(f"num_costs={num_costs} must be at least 0")
+        sizes = {"episode_length": episode_length, "memory": memory}
         for name, value in sizes.items():
             if not 0 < value < math.inf:
                 raise ValueError(f"{name}={value} must be positive and finite")

@@ -52,7 +52,7 @@ def aggregate(q: Tensor, how: Aggregate, std_coef: float = 0.5) -> Tensor:
     if how == "first":
         return q[0]
     if how == "conservative":
-        if q.shape[0] == 1:
+        if q.shape[0] == 1 or not q.numel():
             return q[0]  # the gradient of a standard deviation of zero would be NaN
         return q.mean(0) + std_coef * q.std(0, correction=0)
     raise ValueError(f"how={how!r} is not one of {', '.join(get_args(Aggregate))}")

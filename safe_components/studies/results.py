@@ -48,13 +48,16 @@ def _number(value: float) -> str:
 def columns_of(suffixes: Sequence[str] = ("",)) -> list[Column]:
     """Return the columns for cost signals with these ends of their names; docs/studies.md defines them."""
     frames = "{:,.0f}".format
+    within = (
+        Column("violation_rate", "episodes over a limit", "{:.1%}".format),
+        Column("frames_to_safe", "frames to safe", frames, "never"),
+    )
     return [
         Column("reward", "reward", _number),
         *(Column(f"cost{s}", f"cost{s.replace('_', ' ')}", _number) for s in suffixes),
         Column("eval_reward", "evaluated reward", _number),
         *(Column(f"eval_cost{s}", f"evaluated cost{s.replace('_', ' ')}", _number) for s in suffixes),
-        Column("violation_rate", "episodes over a limit", "{:.1%}".format),
-        Column("frames_to_safe", "frames to safe", frames, "never"),
+        *(within if suffixes else ()),
         Column("frames_to_best", "frames to 90 % of best", frames, "never"),
         Column("wall_seconds", "wall time, s", frames),
     ]
@@ -81,7 +84,7 @@ def measure(
         suffixes: ends of the names of the costs, from `cost_suffixes`.
     """
     frames, episodes, reward = run["frames"], run["episodes"], run["episode_reward"]
-    cost = np.stack([run[f"episode_cost{s}"] for s in suffixes], -1)
+    cost = np.array([run[f"episode_cost{s}"] for s in suffixes]).reshape(len(suffixes), len(frames)).T
     late = last_frames(frames)
 
     def last(name: str) -> float:
@@ -162,7 +165,8 @@ def write_results(directory: Path) -> Path:
     _write_csv(directory / "table.csv", table)
     _write_csv(directory / "seeds.csv", seeds)
     head = ["variant", "seeds", "frames", *(column.heading for column in columns)]
-    where = f"{first['settings']['env.id']}, limit {', '.join(f'{limit:g}' for limit in limits)}"
+    said = f"limit {', '.join(f'{limit:g}' for limit in limits)}" if limits else "no cost"
+    where = f"{first['settings']['env.id']}, {said}"
     note = (
         f"{where}. Interquartile mean over the seeds that finished, in brackets its 95 % bootstrap interval; "
         "a count of seeds beside a number says how many of them have it."

@@ -133,6 +133,14 @@ VARIANTS: Mapping[str, Variant] = {
     **_lagrangian("TD3", "td3_lag"),
     **_lagrangian("DDPG", "td3_lag", {"algorithm": "ddpg"}),
     **_lagrangian("PPO", "ppo_lag"),
+    "focops": Variant(
+        "ppo_lag", "FOCOPS: policy fitted to the best one near the old", {"algorithm": "focops"}
+    ),
+    "crpo": Variant(
+        "ppo_lag",
+        "CRPO: reward while the costs keep their limits, costs alone otherwise",
+        {"multiplier": "crpo"},
+    ),
 }
 
 

@@ -255,6 +255,8 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
             options = get_args(hint)
             raise ValueError(f"{path} is {value!r}, must be one of {', '.join(map(str, options))}")
     elif origin is tuple:
+        if value is None or value == "none":
+            value = ()
         items = value if isinstance(value, (list, tuple)) else [value]
         value = tuple(_typed(get_args(hint)[0], item, path) for item in items)
     elif hint is Path and isinstance(value, str):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from safe_components.lagrangian import Multiplier as LagrangeMultiplier
 from safe_components.lagrangian import RunningEpisodeCost
-from safe_components.training.options import Multiplier, PriceConfig, RecipeConfig
+from safe_components.training.options import CRPOConfig, Multiplier, PriceConfig, RecipeConfig
 from safe_components.training.task import Task
 
 __all__ = ["CostControl"]
@@ -21,7 +21,7 @@ class CostControl(nn.Module):
     over all steps. Any other multiplier is in reward per cost and moves by the episodes that have ended.
 
     Args:
-        multiplier: settings of the multiplier.
+        multiplier: settings of the multiplier, or of CRPO's switch.
         config: configuration of the recipe, for its limits and environments.
         task: environments of the run.
         frames_per_batch: frames between two calls of :meth:`observe`.
@@ -35,7 +35,7 @@ class CostControl(nn.Module):
 
     def __init__(
         self,
-        multiplier: Multiplier,
+        multiplier: Multiplier | CRPOConfig,
         config: RecipeConfig,
         task: Task,
         frames_per_batch: int,

@@ -104,6 +104,8 @@ def plot_diagnosis(
 ) -> None:
     """Draw the links of the policy improvement: promise and delivery, episodes, and calibration.
 
+    There is a row of panels for the reward, and one for the first cost if there is a cost.
+
     Args:
         run: columns of the ``metrics.csv`` of a run of CVPO.
         limits: the cost limit of each cost signal; the first one is drawn.
@@ -116,11 +118,13 @@ def plot_diagnosis(
     """
     if "promised_reward" not in run:
         raise ValueError("there is no column promised_reward: only CVPO writes a diagnosis")
-    figure = Figure(figsize=(13, 6.4), layout="constrained")
+    names = {"reward": "C0"}
+    if limits:
+        names[f"cost{suffixes[0]}" if suffixes else "cost"] = "C3"
+    figure = Figure(figsize=(13, 3.2 * len(names)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, 3, sharex=True)
-    cost = f"cost{suffixes[0]}" if suffixes else "cost"
-    for row, name, color in zip(axes, ("reward", cost), ("C0", "C3"), strict=True):
+    axes = figure.subplots(len(names), 3, sharex=True, squeeze=False)
+    for row, (name, color) in zip(axes, names.items(), strict=True):
         gain, episodes, slope = row
         for link, style in (("promised", "-"), ("delivered", ":")):
             _line(gain, run, f"{link}_{name}", color=color, linestyle=style, label=link)
@@ -137,11 +141,13 @@ def plot_diagnosis(
         slope.axhline(0.0, color="black", linewidth=0.8, label="noise")
         slope.set_ylim(-0.5, 2.0)
         slope.set_ylabel(f"calibration of the {name}'s critic")
-    axes[1][1].axhline(limits[0], color="black", linestyle="--", linewidth=1.2, label=f"limit {limits[0]:g}")
+    if limits:
+        said = f"limit {limits[0]:g}"
+        axes[1][1].axhline(limits[0], color="black", linestyle="--", linewidth=1.2, label=said)
     for axis in axes.flat:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    for axis in axes[1]:
+    for axis in axes[-1]:
         axis.set_xlabel("environment frames")
     figure.suptitle(title)
     figure.savefig(output, dpi=110)

@@ -31,6 +31,7 @@ class Task:
         config: configuration of the run.
 
     Attributes:
+        config: the configuration; without limits (``cost_limit`` is empty) its ``env.cost_keys`` are empty.
         device: device of the networks and the replay buffer.
         env_device: device of the environments in this process.
         observation_dim, action_dim, num_costs: sizes of an observation, an action and a vector of costs.
@@ -49,6 +50,10 @@ class Task:
         torch.manual_seed(run.seed)
         np.random.seed(run.seed % 2**32)  # NumPy takes 32 bits; some environments draw from these generators
         random.seed(run.seed)
+        self.limits = config.budget.cost_limit
+        if not self.limits:  # without a limit no cost is asked for, so any environment will do
+            env = dataclasses.replace(env, cost_keys=())
+            config = dataclasses.replace(config, env=env)
         self.config = config
         self.device = torch.device(run.device)
         # PointCircle consists of tensors and runs on the device of the learner. Simulators run on the CPU.
@@ -64,11 +69,11 @@ class Task:
         self.num_costs: int = self._eval_env.full_reward_spec_unbatched["cost"].shape[-1]
         self.bounds = {"action_low": action_space.low.cpu(), "action_high": action_space.high.cpu()}
         self.norm = observation_norm(self.observation_dim).to(self.env_device)
-        self.limits = config.budget.cost_limit
         self.cost_suffixes = cost_suffixes(env.cost_keys, self.num_costs)
         if len(self.limits) != self.num_costs:
             raise ValueError(
                 f"cost_limit holds {len(self.limits)} limits, but {env.id} has {self.num_costs} costs"
+                + ("" if self.num_costs else "; --cost-limit none trains without costs")
             )
 
     @property

@@ -109,9 +109,9 @@ def test_a_checkpoint_continues():
     assert torch.equal(whole.value, second.value)
 
 
-@pytest.mark.parametrize("bad", [{"num_costs": 0}, {"episode_length": 0}, {"memory": math.inf}])
+@pytest.mark.parametrize("bad", [{"num_costs": -1}, {"episode_length": 0}, {"memory": math.inf}])
 def test_bad_settings(bad):
-    with pytest.raises(ValueError, match=f"{next(iter(bad))}=.* must be positive and finite"):
+    with pytest.raises(ValueError, match=f"{next(iter(bad))}=.* must be (positive and finite|at least 0)"):
         RunningEpisodeCost(**({"num_costs": 1, "episode_length": 1, "memory": 1.0} | bad))
 
 

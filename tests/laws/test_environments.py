@@ -20,6 +20,8 @@ ENVIRONMENTS = {
         make_env, "PointCircle", cost_keys=("walls", "speed"), frame_skip=2
     ),
     "Gymnasium": functools.partial(make_env, "cost_envs:Corridor-v0"),
+    "PointCircle-0-costs": functools.partial(make_env, "PointCircle", cost_keys=()),
+    "Gymnasium-0-costs": functools.partial(make_env, "cost_envs:Free-v0", cost_keys=()),
     "Gymnasium-discrete": functools.partial(make_env, "cost_envs:Choice-v0"),
     "Gymnasium-6-values": lambda max_episode_steps, **options: GymnasiumBatch(
         functools.partial(SixValues, max_episode_steps), **options

@@ -8,7 +8,7 @@ from tensordict import TensorDict
 from torchrl.objectives import SoftUpdate
 
 from safe_components.critics import ConstrainedQEnsemble, CriticLearner, TDLoss
-from safe_components.lagrangian import DeterministicLagLoss, SACLagLoss
+from safe_components.lagrangian import DeterministicLagLoss, FOCOPSLoss, SACLagLoss
 from safe_components.mstep import HardTrustRegion, MStepLoss
 from safe_components.policies import deterministic_policy, gaussian_policy, tanh_gaussian_policy
 
@@ -44,12 +44,19 @@ def deterministic(**options):
     return loss
 
 
+def focops(**options):
+    loss = FOCOPSLoss(gaussian_policy(3, *BOUNDS, **SIZES), max_kl=100.0, **options)
+    SoftUpdate(loss, tau=0.1)
+    return loss
+
+
 LOSSES = {
     "td": td,
     "mstep": mstep,
     "mstep, joint": lambda **options: mstep("joint", **options),
     "sac": sac,
     "deterministic": deterministic,
+    "focops": focops,
 }
 
 
@@ -75,7 +82,12 @@ def batch(states=6):
     particles = TensorDict(action=torch.randn(states, 8, 2), weight=weight, batch_size=states)
     observation, action = torch.randn(states, 3), torch.randn(states, 2)
     return TensorDict(
-        observation=observation, action=action, next=following, particles=particles, batch_size=states
+        observation=observation,
+        action=action,
+        advantage=torch.randn(states, 1),
+        next=following,
+        particles=particles,
+        batch_size=states,
     )
 
 

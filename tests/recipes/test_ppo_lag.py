@@ -112,6 +112,34 @@ def test_a_run_leaves_rows_of_defined_metrics(tmp_path, training):
     assert {name for name in rows if f"`{name}`" not in page} == set()
 
 
+def test_focops_logs_the_share_of_states_that_move_the_policy(training):
+    flags = ("--algorithm", "focops", "--algorithm.max-kl", 1e-3, "--update.epochs", 5)
+    rows, learner = training(ppo_lag, "--total-frames", 800, *flags)
+    assert rows["kept_fraction"].min() < 1  # the bound is reached
+    assert "clip_fraction" not in rows
+    # The old policy is the one that collected the last batch.
+    old = learner.loss.target_policy_params.values(True, True)
+    assert not all(map(torch.equal, old, learner.loss.policy_params.values(True, True)))
+    page = (DOCS / "metrics.md").read_text()
+    assert {name for name in rows if f"`{name}`" not in page} == set()
+
+
+def test_crpo_lowers_the_cost_alone_while_it_is_over_the_limit():
+    steps = TensorDict(next=TensorDict(cost=torch.rand(2, 4, 2), batch_size=[2, 4]), batch_size=[2, 4])
+    for name in ("done", "terminated"):
+        steps["next", name] = torch.zeros(2, 4, 1, dtype=torch.bool)
+    reward, cost = torch.randn(2, 4, 1), torch.randn(2, 4, 2)
+
+    def climbed(lam):
+        estimate = lambda name, value: lambda data: data.set(name, value.clone())  # noqa: E731
+        gae = estimate("advantage", reward), estimate("cost_advantage", cost)
+        ppo_lag.add_advantage(steps, *gae, torch.tensor(lam), switch=True)
+        return steps["advantage"]
+
+    assert torch.equal(climbed([0.0, 0.0]), reward)
+    assert torch.equal(climbed([0.0, 1.0]), -cost[..., 1:])
+
+
 def test_the_same_seed_gives_the_same_numbers(training):
     a, b = (training(ppo_lag, "--total-frames", 800, name=name)[0] for name in ("a", "b"))
     for name in {name for name in a if "second" not in name}:  # all but times
@@ -119,7 +147,7 @@ def test_the_same_seed_gives_the_same_numbers(training):
 
 
 def test_epochs_stop_at_the_divergence_given(training):
-    rows, _ = training(ppo_lag, "--total-frames", 800, "--ppo.kl-stop", 0, "--ppo.epochs", 5)
+    rows, _ = training(ppo_lag, "--total-frames", 800, "--update.kl-stop", 0, "--update.epochs", 5)
     assert rows["updates"].tolist() == [4, 8]  # one epoch each
 
 
@@ -159,13 +187,14 @@ def test_resuming_restores_everything(tmp_path, training):
 
 
 @pytest.mark.slow
-def test_it_learns_reward_and_a_large_multiplier_learns_safety(training):
+@pytest.mark.parametrize("algorithm", ["ppo", "focops"])
+def test_it_learns_reward_and_a_large_multiplier_learns_safety(algorithm, training):
     """Random actions earn about 0 here; the return without a limit was 40 at a cost of 68 when tried."""
     flags = (
         "--total-frames 12400 --env.num-envs 10 --env.max-episode-steps 200 --collect.frames-per-batch 4000 "
-        "--ppo.epochs 10 --eval-interval 12000 --log-interval 4000 --eval-episodes 10 --cost-limit 1000 "
-        "--ppo.batch-size 250 --policy.hidden-sizes 32 32 --values.hidden-sizes 32 32 --policy.lr 1e-3 "
-        "--multiplier gradient --multiplier.lr 1e-9 --multiplier.max 100"
+        "--update.epochs 10 --eval-interval 12000 --log-interval 4000 --eval-episodes 10 --cost-limit 1000 "
+        "--update.batch-size 250 --policy.hidden-sizes 32 32 --values.hidden-sizes 32 32 --policy.lr 1e-3 "
+        f"--multiplier gradient --multiplier.lr 1e-9 --multiplier.max 100 --algorithm {algorithm}"
     ).split()
     evaluated = {}
     for name, init in (("free", 0), ("safe", 50)):
@@ -200,11 +229,11 @@ def test_it_runs_on_cuda(training):
         (["--cost-limit", "25", "10"], "2 limits"),
         (["--advantage.gamma", "1.5"], r"advantage.gamma is 1.5, must be in \(0, 1\]"),
         (["--advantage.gae-lambda", "-1"], "gae_lambda"),
-        (["--ppo.epochs", "0"], "epochs"),
-        (["--ppo.batch-size", "0"], "batch_size"),
+        (["--update.epochs", "0"], "epochs"),
+        (["--update.batch-size", "0"], "batch_size"),
         (["--collect.frames-per-batch", "0"], "frames_per_batch"),
-        (["--ppo.clip", "-0.1"], "clip"),
-        (["--ppo.clip", "1.5"], "clip"),
+        (["--algorithm.clip", "-0.1"], "clip"),
+        (["--algorithm.clip", "1.5"], "clip"),
         (["--multiplier.rate", "-1"], "-1"),
         (["--policy.lr", "-1"], "-1"),
     ],

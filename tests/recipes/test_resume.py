@@ -20,7 +20,7 @@ SETTINGS = [
     ("sac_lag", ()),
     ("sac_lag", ("--augmentation", "cal", "--multiplier", "gradient")),
     ("td3_lag", ()),
-    ("ppo_lag", ()),
+    ("ppo_lag", ("--algorithm", "focops", "--multiplier", "crpo")),
 ]
 
 

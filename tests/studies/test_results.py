@@ -38,7 +38,8 @@ def write_study(directory, labels, limits, total):
             place = directory / label / f"seed-{seed}"
             members.append(Member(label, Path("stub.py"), with_run(config, seed=seed), place))
             names = ["episode_cost", "episode_cost_1"][: len(costs)]
-            violated = np.stack([np.asarray(c) > d for c, d in zip(costs, limits, strict=True)]).any(0) * 1.0
+            over_limit = [np.asarray(c) > d for c, d in zip(costs, limits, strict=True)]
+            violated = np.any([np.zeros(len(reward), bool), *over_limit], 0) * 1.0
             frames = np.arange(1, len(reward) + 1) * 100
             made = {
                 "episodes": [2] * len(reward),
@@ -53,6 +54,16 @@ def write_study(directory, labels, limits, total):
     scratch.mkdir()
     record_study(scratch, members, "python recipes/study.py ...")
     (scratch / "study.yaml").rename(directory / "study.yaml")
+
+
+def test_a_study_without_a_cost_has_a_table_and_a_figure(tmp_path):
+    write_study(tmp_path / "study", {"mpo": [([1.0, 2.0, 3.0], True), ([2.0, 3.0, 4.0], True)]}, (), 300)
+    text = write_results(tmp_path / "study").read_text()
+    assert "PointCircle, no cost." in text
+    assert "cost" not in text.splitlines()[0]
+    (row,) = rows(tmp_path / "study" / "table.csv")
+    assert float(row["reward"]) == pytest.approx(3.5)  # the last rows, 3 and 4
+    assert "frames_to_safe" not in row
 
 
 def test_the_table_says_what_is_missing(tmp_path):

@@ -160,6 +160,7 @@ def test_choices_keep_or_replace_their_settings():
     [
         ("cost-limit", "10 20", (10.0, 20.0)),
         ("budget.cost_limit", "10", (10.0,)),
+        ("cost-limit", "none", ()),
         ("--total-frames", "70", 70),
         ("run.total-frames", "70", 70),
         ("policy.lr", "1e-3", 0.001),  # a string in YAML

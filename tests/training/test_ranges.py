@@ -23,7 +23,8 @@ ZERO = {
     "run.seed", "run.eval_interval", "budget.cost_limit", "budget.start", "collect.updates_per_frame",
     "collect.workers", "critics.cost_std", "critics.polyak", "critics.warmup_updates", "reference.eps",
     "policy.polyak", "policy.exploration_std", "algorithm.smoothing_std", "algorithm.smoothing_clip",
-    "entropy.target", "advantage.gae_lambda", "ppo.kl_stop", "ppo.entropy_coef",
+    "entropy.target", "advantage.gae_lambda", "update.kl_stop", "algorithm.entropy_coef",
+    "multiplier.tolerance",
     *(f"{of}.{name}" for of in ("multiplier", "budget.feedback") for name in ("kp", "ki", "kd", "init")),
     "trust_region.coef_mean", "trust_region.coef_cov",
 }  # fmt: skip
@@ -79,7 +80,7 @@ def test_no_number_is_out_of_range_in_silence(recipe):
         assert taken[number] == set(), number
     assert taken["-1"] <= {"entropy.target"}  # an entropy of continuous actions may be negative
     assert taken["0"] <= ZERO, taken["0"] - ZERO
-    assert taken[""] <= {"budget.start", "budget.cost_limit"}  # constant limits; and see below
+    assert taken[""] <= {"budget.start", "budget.cost_limit"}  # constant limits, and no cost
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
@@ -107,7 +108,6 @@ class Reached(Exception):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--cost-limit", "cost_limit holds 0 limits, but PointCircle has 1 costs"),
         ("--cost-limit 1 2", "cost_limit holds 2 limits, but PointCircle has 1 costs"),
         ("--budget.start 1 2", "needs one limit per cost"),
         (

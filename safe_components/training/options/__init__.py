@@ -2,6 +2,7 @@
 
 from safe_components.training.options.budget import (
     BudgetConfig,
+    CRPOConfig,
     FeedbackBudgetConfig,
     GradientConfig,
     Multiplier,
@@ -53,6 +54,7 @@ from safe_components.training.options.run import EnvConfig, RecipeConfig, RunCon
 
 __all__ = [
     "BudgetConfig",
+    "CRPOConfig",
     "CollectConfig",
     "Copies",
     "CopyConfig",

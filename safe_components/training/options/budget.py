@@ -10,13 +10,22 @@ import tyro
 from safe_components.lagrangian import (
     MAX_MULTIPLIER,
     CostBudget,
+    CRPOSwitch,
     ExponentiatedMultiplier,
     GradientMultiplier,
     PIDMultiplier,
 )
 from safe_components.training.options.ranges import Count, Limits, NotNegative, Positive
 
-__all__ = ["BudgetConfig", "FeedbackBudgetConfig", "GradientConfig", "Multiplier", "PIDConfig", "PriceConfig"]
+__all__ = [
+    "BudgetConfig",
+    "CRPOConfig",
+    "FeedbackBudgetConfig",
+    "GradientConfig",
+    "Multiplier",
+    "PIDConfig",
+    "PriceConfig",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +90,18 @@ class PriceConfig:
         return ExponentiatedMultiplier(cost_limit, rate, self.kp, init=self.init, **bounds)
 
 
+@dataclasses.dataclass(frozen=True)
+class CRPOConfig:
+    """CRPO, not a multiplier: raise the reward while the costs keep their limits, else lower a cost."""
+
+    tolerance: NotNegative = 0.0
+    """cost of an episode over the limit that does not switch to the cost yet"""
+
+    def make(self, cost_limit: tuple[float, ...]) -> CRPOSwitch:
+        """Make the switch for these limits on the cost of an episode."""
+        return CRPOSwitch(cost_limit, self.tolerance)
+
+
 Multiplier: TypeAlias = PriceConfig | PIDConfig | GradientConfig
 
 
@@ -89,7 +110,7 @@ class BudgetConfig:
     """The cost limit, and how it changes during training."""
 
     cost_limit: Annotated[Limits, tyro.conf.arg(prefix_name=False)] = (25.0,)
-    """largest expected cost of an episode (undiscounted sum), one limit per cost signal"""
+    """largest expected cost of an episode (undiscounted sum), one limit per cost signal; none for no cost"""
     start: Limits = ()
     """initial limits, which fall linearly to cost_limit; empty for constant limits"""
     decay_frames: Count = 50_000

@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable
 from typing import Annotated, Any, TypeAlias
 
+import tyro
+
 __all__ = [
     "Copies",
     "Count",
@@ -77,4 +79,26 @@ Repeats: TypeAlias = Annotated[int, Range("at least 1", lambda n: n >= 1, 10**4)
 # NumPy's and Gymnasium's generators take 32 bits.
 Seed: TypeAlias = Annotated[int, Range("at least 0", lambda n: n >= 0, 2**32 - 1)]
 Sizes: TypeAlias = Annotated[tuple[Copies, ...], Range("at least one width", lambda sizes: len(sizes) > 0)]
-Limits: TypeAlias = tuple[NotNegative, ...]
+
+
+def _limits(words: list[str]) -> tuple[float, ...]:
+    if not words:
+        raise ValueError("name a limit for each cost, or none for no cost")
+    if [word.lower() for word in words] == ["none"]:
+        return ()
+    try:
+        return tuple(map(float, words))
+    except ValueError:
+        raise ValueError(f"{' '.join(words)} must be a number for each cost, or none") from None
+
+
+Limits: TypeAlias = Annotated[
+    tuple[NotNegative, ...],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="FLOAT [FLOAT ...]|none",
+        instance_from_str=_limits,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda limits: [str(limit) for limit in limits] or ["none"],
+    ),
+]

@@ -40,7 +40,7 @@ class EnvConfig:
     max_episode_steps: Steps | None = None
     """environment steps in an episode; None keeps the environment's own limit"""
     cost_keys: tuple[str, ...] = ("cost",)
-    """entries of the environment's info that hold the cost signals"""
+    """entries of the environment's info that hold the cost signals; ignored with cost_limit none"""
     step_timeout: Positive | None = 120.0
     """seconds after which a step or reset of an environment counts as hanging and ends the run; None waits"""
 
@@ -68,9 +68,11 @@ def cost_suffixes(cost_keys: Sequence[str], num_costs: int) -> list[str]:
     Example:
         >>> cost_suffixes(("cost_hazards", "speed"), 2), cost_suffixes(("cost",), 1)
         (['_hazards', '_speed'], [''])
-        >>> cost_suffixes(("cost",), 3)
-        ['', '_1', '_2']
+        >>> cost_suffixes(("cost",), 3), cost_suffixes((), 0)
+        (['', '_1', '_2'], [])
     """
+    if not num_costs:
+        return []
     names = ["_" + re.sub(r"\W+", "_", key.removeprefix("cost_")) for key in cost_keys]
     if num_costs > 1 and len(set(names)) == num_costs:
         return names
