@@ -2,6 +2,7 @@
 
 from safe_components.envs.base import EnvironmentFailure, StateError
 from safe_components.envs.check_env import EnvReport, Finding, check_env
+from safe_components.envs.frame_skip import default_frame_skip
 from safe_components.envs.gymnasium_batch import GymnasiumBatch
 from safe_components.envs.make_env import make_env
 from safe_components.envs.point_circle import PointCircle
@@ -15,6 +16,7 @@ __all__ = [
     "PointCircle",
     "StateError",
     "check_env",
+    "default_frame_skip",
     "make_env",
     "make_safety_gymnasium",
     "safety_gymnasium_ids",

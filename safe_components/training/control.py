@@ -45,7 +45,7 @@ class CostControl(nn.Module):
         self.in_spreads = isinstance(multiplier, PriceConfig)
         self.running_cost: RunningEpisodeCost | None = None
         if isinstance(multiplier, PriceConfig):
-            frames = multiplier.memory / config.env.frame_skip
+            frames = multiplier.memory / config.env.steps_per_action
             self.running_cost = RunningEpisodeCost(task.num_costs, task.episode_length, frames)
             self.multiplier = multiplier.make(limit, frames_per_batch)
         else:

@@ -72,7 +72,7 @@ class Loop:
         if isinstance(collect, OffPolicyCollectConfig):
             workers, pace = collect.workers, collect.updates_per_frame
         self._acting = policy if explore is None else explore
-        self._frames_per_batch = collect.frames_per_batch // run.config.env.frame_skip
+        self._frames_per_batch = collect.frames_per_batch // run.config.env.steps_per_action
         self._collect, self._workers, self._updates_per_frame = collect, workers, pace
         self._averages = Averages(task.cost_suffixes)
         self._episodes = EpisodeStatistics(task.limits, task.cost_suffixes)
@@ -204,7 +204,7 @@ class Loop:
 
     def _take(self, steps: TensorDictBase) -> None:
         self._since = self.run.frames
-        self.run.advance(steps.numel() * self.run.config.env.frame_skip)
+        self.run.advance(steps.numel() * self.run.config.env.steps_per_action)
         require_finite(steps, f"frame {self.run.frames}")
         signals = torch.cat([steps[keys.REWARD], steps[keys.COST]], -1)
         self._largest = max(self._largest, float(signals.abs().max()))
@@ -217,7 +217,7 @@ class Loop:
         done = steps[keys.DONE].squeeze(-1).reshape(-1, steps.shape[-1]).cpu()
         copies, times = done.nonzero(as_tuple=True)
         # All copies have taken the step in which an episode ends.
-        frames = self._since + (times + 1) * len(done) * self.run.config.env.frame_skip
+        frames = self._since + (times + 1) * len(done) * self.run.config.env.steps_per_action
         costs = [f"cost{suffix}" for suffix in self.task.cost_suffixes]
         for row in times.argsort(stable=True).tolist():
             reward, *cost, length = ended[row].tolist()

@@ -55,7 +55,7 @@ def memory_needed(
     needed = _learner_needs(config, o, a, m, particles, window) if isinstance(config, OffPolicyConfig) else {}
     collect: CollectConfig | None = getattr(config, "collect", None)
     if collect is not None:
-        steps = max(collect.frames_per_batch, collect.warmup_frames) // config.env.frame_skip
+        steps = max(collect.frames_per_batch, collect.warmup_frames) // config.env.steps_per_action
         # Both observations, the action and its distribution, rewards, costs and their sums; counts and flags.
         needed["batch"] = steps * (_FLOAT * (2 * o + 2 * a + a * a + 3 * (1 + m)) + 2 * _LONG + 6 * _BOOL)
     return needed
@@ -66,7 +66,7 @@ def _learner_needs(
 ) -> dict[str, int]:
     # Both observations, the action, the reward and the costs; step count and index; the termination flag.
     row = _FLOAT * (2 * o + a + 1 + m) + 2 * _LONG + _BOOL
-    frame_skip = config.env.frame_skip
+    frame_skip = config.env.steps_per_action
     buffer = config.replay.size // frame_skip * row
     if window is not None and window < config.replay.size:
         buffer += window // frame_skip * (_FLOAT * o + _LONG)

@@ -63,7 +63,7 @@ class Replay:
     @classmethod
     def of(cls, config: OffPolicyConfig, window: int | None = None) -> Replay:
         """Make the buffer that a configuration asks for; its sizes and ``window`` count frames."""
-        skip, critics = config.env.frame_skip, config.critics
+        skip, critics = config.env.steps_per_action, config.critics
         return cls(
             config.replay.size // skip,
             config.replay.batch_size,

@@ -338,7 +338,8 @@ def _policy_file(config: RecipeConfig, policy: Any, norm: Any, **_: Any) -> dict
         )
         return {}
     plain = config_to_dict(config)
-    about = {"recipe": config.recipe, "env": plain["env"], "cost_limit": plain["budget"]["cost_limit"]}
+    env = plain["env"] | {"frame_skip": config.env.steps_per_action}
+    about = {"recipe": config.recipe, "env": env, "cost_limit": plain["budget"]["cost_limit"]}
     return {"deployable": PolicyFile(policy, norm, about)}
 
 

@@ -59,9 +59,8 @@ class Task:
         # PointCircle consists of tensors and runs on the device of the learner. Simulators run on the CPU.
         alone = env.id == "PointCircle" and env.num_workers == 1
         self.env_device = self.device if alone else torch.device("cpu")
-        settings = dataclasses.asdict(env) | {"device": self.env_device}
-        self._make: Callable[..., EnvBase] = functools.partial(make_env, settings.pop("id"))
-        self._settings = settings
+        self._make: Callable[..., EnvBase] = functools.partial(make_env, env.id)
+        self._settings = settings = env.arguments | {"device": self.env_device}
         self._eval_env = self._make(**(settings | {"num_envs": run.eval_episodes, "num_workers": 1}))
         action_space = self._eval_env.action_spec_unbatched.space
         self.observation_dim: int = self._eval_env.observation_spec[keys.OBSERVATION].shape[-1]
@@ -86,7 +85,7 @@ class Task:
         env, steps = self.config.env, self._eval_env.max_episode_steps
         if steps is None:
             raise ValueError(f"{env.id} has no episode length: set --env.max-episode-steps")
-        return int(steps) // env.frame_skip
+        return int(steps) // env.steps_per_action
 
     def training_env(self, seed: int) -> EnvBase:
         """Make environments that scale observations, and sum reward, cost and steps over each episode."""
@@ -108,7 +107,7 @@ class Task:
             least_steps: smallest number of steps in each environment, even if ``frames`` asks for fewer.
         """
         env = self.training_env(seed)
-        steps = frames // (self.config.env.num_envs * self.config.env.frame_skip)
+        steps = frames // (self.config.env.num_envs * self.config.env.steps_per_action)
         random = env.rollout(max(steps, least_steps), break_when_any_done=False)
         env.close()
         if self.config.run.warm_start is None:  # its policy knows its own scaling

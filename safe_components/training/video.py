@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -62,9 +61,8 @@ def record_video(
 
 
 def _rendered_env(config: EnvConfig, seed: int) -> EnvBase:
-    settings = dataclasses.asdict(config) | {"num_envs": 1, "num_workers": 1, "seed": seed}
-    env_id = settings.pop("id")
-    settings["render_mode"] = "rgb_array"
+    settings = config.arguments | {"num_envs": 1, "num_workers": 1, "seed": seed, "render_mode": "rgb_array"}
+    env_id = config.id
     if env_id.startswith("Safety") and env_id in safety_gymnasium_ids():
         # A camera that shows obstacles and goals; the default camera is on the robot.
         camera = "track" if "Velocity" in env_id else "fixedfar"

@@ -78,7 +78,7 @@ def test_a_report_is_due_after_each_interval_and_at_the_end(loop):
 @pytest.mark.parametrize(
     ("collect", "env", "said"),
     [
-        ({"frames_per_batch": 1}, {}, r"frames_per_batch is 1, must be at least env\.frame_skip 2"),
+        ({"frames_per_batch": 1}, {}, r"frames_per_batch is 1, must be at least env\.frame_skip 8"),
         ({"workers": 3}, {"num_envs": 4}, "workers is 3, must be 0 or divide"),
         ({"workers": 2}, {"num_envs": 4, "num_workers": 2}, "leave env.num_workers at 1"),
     ],

@@ -48,10 +48,10 @@ class CollectConfig:
 
     def validate(self, config: RecipeConfig) -> None:
         """Raise ValueError unless a batch holds at least one step."""
-        if self.frames_per_batch < config.env.frame_skip:
+        if self.frames_per_batch < config.env.steps_per_action:
             raise ValueError(
                 f"collect.frames_per_batch is {self.frames_per_batch}, "
-                f"must be at least env.frame_skip {config.env.frame_skip}"
+                f"must be at least env.frame_skip {config.env.steps_per_action}"
             )
 
 
@@ -204,5 +204,5 @@ class OffPolicyConfig(RecipeConfig):
     @property
     def discount(self) -> float:
         """The discount of a decision, which is an action that is held for ``env.frame_skip`` frames."""
-        discount: float = self.critics.gamma**self.env.frame_skip
+        discount: float = self.critics.gamma**self.env.steps_per_action
         return discount
