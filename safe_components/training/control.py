@@ -18,7 +18,7 @@ class CostControl(nn.Module):
     """A multiplier that follows the costs of a run; calling it returns ``λ [m]``.
 
     A price (`PriceConfig`) has no unit. It moves with every batch of frames, by a running average of the cost
-    over all steps. Any other multiplier is in reward per cost and moves by the episodes that have ended.
+    over all steps, and holds it at a share of the limit. Any other multiplier is in reward per cost and moves by the episodes that have ended.
 
     Args:
         multiplier: settings of the multiplier, or of CRPO's switch.
@@ -41,13 +41,13 @@ class CostControl(nn.Module):
         frames_per_batch: int,
     ) -> None:
         super().__init__()
-        limit = config.budget.cost_limit
+        limit, self._target = config.budget.cost_limit, 1.0
         self.in_spreads = isinstance(multiplier, PriceConfig)
         self.running_cost: RunningEpisodeCost | None = None
         if isinstance(multiplier, PriceConfig):
             frames = multiplier.memory / config.env.steps_per_action
             self.running_cost = RunningEpisodeCost(task.num_costs, task.episode_length, frames)
-            self.multiplier = multiplier.make(limit, frames_per_batch)
+            self.multiplier, self._target = multiplier.make(limit, frames_per_batch), multiplier.target
         else:
             self.multiplier = multiplier.make(limit)
 
@@ -64,7 +64,7 @@ class CostControl(nn.Module):
             steps: the new steps ``[N, T]``.
             episode_costs: costs of the episodes that ended in them ``[n, m]``, ``n >= 0``.
         """
-        self.multiplier.set_cost_limits(cost_limit)
+        self.multiplier.set_cost_limits(self._target * cost_limit)
         if self.running_cost is not None:
             self.multiplier.update(self.running_cost.update(steps))
         elif len(episode_costs):

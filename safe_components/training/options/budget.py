@@ -15,7 +15,7 @@ from safe_components.lagrangian import (
     GradientMultiplier,
     PIDMultiplier,
 )
-from safe_components.training.options.ranges import Count, Limits, NotNegative, Positive
+from safe_components.training.options.ranges import Count, Limits, NotNegative, Positive, PositiveShare
 
 __all__ = [
     "BudgetConfig",
@@ -82,12 +82,15 @@ class PriceConfig:
     """upper bound of the price"""
     memory: Positive = 5_000
     """frames over which the measured cost is averaged"""
+    target: PositiveShare = 0.8
+    """share of the limit at which the price holds the cost; the cost fluctuates around it"""
 
     def make(self, cost_limit: tuple[float, ...], frames_per_batch: int) -> ExponentiatedMultiplier:
         """Make the multiplier for these limits on the cost of an episode, for one update per batch."""
         rate = self.rate * frames_per_batch / 1000
         bounds = {"min_value": self.min, "max_value": self.max}
-        return ExponentiatedMultiplier(cost_limit, rate, self.kp, init=self.init, **bounds)
+        target = [self.target * limit for limit in cost_limit]
+        return ExponentiatedMultiplier(target, rate, self.kp, init=self.init, **bounds)
 
 
 @dataclasses.dataclass(frozen=True)
