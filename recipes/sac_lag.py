@@ -46,8 +46,8 @@ class PolicyConfig(options.PolicyConfig):
 class EntropyConfig:
     """The temperature, which keeps the entropy of the policy near a target."""
 
-    init_alpha: options.Positive = 0.1
-    """initial temperature, in reward per nat of entropy"""
+    init_alpha: options.Positive = 0.01
+    """initial temperature per nat of entropy, in units of the reward's value (see `value_units`)"""
     lr: options.StepSize = 1e-3
     """step size of Adam for the logarithm of the temperature"""
     target: options.Real | None = None
@@ -116,7 +116,14 @@ class SACLag(Learner):
             q_cost_limit=self.budget.q_limit if cal else None,
         ).to(task.device)
         policy = {"params": list(self.actor.policy_params.values(True, True)), "lr": config.policy.lr}
-        self.optim = torch.optim.Adam([policy, {"params": [self.actor.log_alpha], "lr": entropy.lr}])
+        # Adam's usual 1e-8 is large beside the gradients of rewards of 0.001.
+        temperature = {"params": [self.actor.log_alpha], "lr": entropy.lr}
+        self.optim = torch.optim.Adam([policy, temperature], eps=1e-20)
+
+    def set_units(self, reward: torch.Tensor, **costs: torch.Tensor) -> None:
+        """Set the units of the critics and of the temperature, before any update."""
+        self.critics.set_units(reward=reward, **costs)
+        self.actor.log_alpha.data.add_(reward.log().squeeze(0))
 
     def update(self, transitions: TensorDictBase) -> dict[str, torch.Tensor]:
         """Take one step of the critics, one of the policy and one of its temperature."""
@@ -152,7 +159,7 @@ def main(config: Config) -> SACLag:
             steps = loop.warm_up(config.critics.n_step + 1)
             replay.extend(steps)
             units = value_units(steps, task.limits, config.discount, task.episode_length)
-            learner.critics.set_units(**units)
+            learner.set_units(**units)
             for _ in range(config.critics.warmup_updates):
                 learner.critics.update(replay.transitions())
         for steps in loop.collect():

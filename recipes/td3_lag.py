@@ -114,7 +114,8 @@ class TD3Lag(Learner):
         self.target_policy = Polyak(self.actor, eps=config.policy.polyak)
         targets = {"policy_params": self.actor.target_policy_params, "smooth_action": smoothing}
         self.critics = critics.make_learner(critic, self.policy, config.discount, **targets)
-        self.optim = torch.optim.Adam(self.actor.parameters(), lr=config.policy.lr)
+        # Adam's usual 1e-8 is large beside the gradients of rewards of 0.001.
+        self.optim = torch.optim.Adam(self.actor.parameters(), lr=config.policy.lr, eps=1e-20)
 
     def update(self, transitions: TensorDictBase, number: int) -> dict[str, torch.Tensor]:
         """Take one step of the critics; at every ``delay``-th update also move the policy and its target."""

@@ -54,7 +54,7 @@ class PenalizedValue(NamedTuple):
     value: Tensor
     """``Q_r - Σ_i λ'_i Q_c,i``, ``[B]``"""
     scale: Tensor
-    """``1 + Σ_i λ'_i``, or 1 without normalization, ``[]``"""
+    """``1 + Σ_i λ'_i``, with a price ``1 + Σ_i θ_i``, or 1 without normalization, ``[]``"""
     terms: dict[str, Tensor]
     """``q_reward []``, ``q_cost [m]``, ``lam [m]``, ``lam_effective [m]``, detached"""
 
@@ -137,10 +137,11 @@ class LagrangianActorLoss(BaseLoss):
                 f"critic has {q_cost.shape[-1]} cost outputs, multiplier {lam.shape[0]} values: both need "
                 "one per cost signal"
             )
+        unit = torch.ones_like(lam)  # of a multiplier, in reward per cost
         if self.in_spreads and len(lam):
             slopes = self._slopes(observation, action, q_reward, q_cost)
-            lam = torch.where(slopes[1:] > 0, lam * slopes[0] / slopes[1:], 0.0)
-        effective = lam
+            unit = torch.where(slopes[1:] > 0, slopes[0] / slopes[1:], 0.0)
+        effective = lam = lam * unit
         if self.augmentation and self.q_cost_limit is not None:
             if self.q_cost_limit.shape != lam.shape:
                 raise ValueError(f"q_cost_limit holds {len(self.q_cost_limit)} limits for {len(lam)} costs")
@@ -152,7 +153,8 @@ class LagrangianActorLoss(BaseLoss):
             "lam_effective": effective,
         }
         value = q_reward.squeeze(-1) - q_cost @ effective
-        scale = 1.0 + effective.sum() if self.normalize else lam.new_ones(())
+        weights = torch.where(unit > 0, effective / unit, 0.0)
+        scale = 1.0 + weights.sum() if self.normalize else lam.new_ones(())
         return PenalizedValue(value, scale, terms)
 
     def _values(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ class DeterministicLagLoss(LagrangianActorLoss):
             ``"conservative"`` (mean + ``std_coef`` standard deviations).
         cost_aggregate: likewise for every cost.
         std_coef: weight of the standard deviation in ``"conservative"``.
-        normalize: divide by ``1 + Σλ``.
+        normalize: divide by ``1 + Σλ``, or with a price by ``1 + Σθ``.
         augmentation: ``c`` of CAL's augmented Lagrangian, which replaces ``λ`` by `augmented_multiplier`;
             0 turns it off.
         q_cost_limit: ``d_Q [m]``, the limits in the critic's unit, needed by ``augmentation``. A tensor

@@ -38,7 +38,7 @@ class SACLagLoss(LagrangianActorLoss):
         target_entropy: ``H`` in nats, of the density of the action itself. ``"auto"`` is ``-a``, meant for
             ranges of [-1, 1] (add ``Σ log(half-range)`` for others). None keeps ``α`` at ``init_alpha``.
         init_alpha: initial temperature ``α``, reward per nat.
-        normalize: divide by ``1 + Σλ``.
+        normalize: divide by ``1 + Σλ``, or with a price by ``1 + Σθ``.
         augmentation: ``c`` of CAL's augmented Lagrangian, which replaces ``λ`` by `augmented_multiplier`;
             0 turns it off.
         q_cost_limit: ``d_Q [m]``, the limits in the critic's unit, needed by ``augmentation``. A tensor

@@ -1,10 +1,12 @@
-"""The unit of rewards and of costs does not matter: CVPO takes the same course in other units."""
+"""The unit of rewards and of costs does not matter: training takes the same course in other units."""
 
 import pytest
 import torch
 from tensordict import TensorDict
 
 import cvpo
+import sac_lag
+import td3_lag
 from safe_components import keys
 from safe_components.training import Task, parse_config, value_units
 
@@ -65,3 +67,31 @@ def test_the_course_is_the_same_in_other_units(multiplier, reward_unit, cost_uni
     torch.testing.assert_close(measured["eta"] / reward_unit, metrics["eta"], rtol=1e-4, atol=0)
     for name, parameter in other.policy.named_parameters():
         torch.testing.assert_close(parameter, learner.policy.get_parameter(name), rtol=0, atol=1e-5)
+
+
+def actor_course(recipe, learner_type, reward_unit, cost_unit):
+    """Train an actor-critic method on the same random numbers; return the learner and its last metrics."""
+    limit = ["--cost-limit", str(LIMIT * cost_unit)]
+    config = parse_config(recipe.Config, ["--env.id", "PointCircle", "--env.num-envs", "4", *limit])
+    task = Task(config)
+    learner = learner_type(config, task)
+    steps = random_steps(reward_unit, cost_unit)
+    units = value_units(steps, task.limits, config.discount, task.episode_length)
+    getattr(learner, "set_units", learner.critics.set_units)(**units)
+    torch.manual_seed(1)
+    for number in range(6):
+        learner.observe(steps, cost_unit * torch.tensor([[40.0]]), 0)
+        rows = steps.flatten(0, 1).clone()
+        metrics = learner.update(rows) if recipe is sac_lag else learner.update(rows, number)
+    return learner, metrics
+
+
+@pytest.mark.parametrize(("recipe", "learner_type"), [(sac_lag, sac_lag.SACLag), (td3_lag, td3_lag.TD3Lag)])
+@pytest.mark.parametrize(("reward_unit", "cost_unit"), [(2.0**10, 2.0**-10), (2.0**-10, 2.0**10)])
+def test_an_actor_critic_takes_the_same_course_in_other_units(recipe, learner_type, reward_unit, cost_unit):
+    learner, metrics = actor_course(recipe, learner_type, 1.0, 1.0)
+    other, measured = actor_course(recipe, learner_type, reward_unit, cost_unit)
+    for name, parameter in other.policy.named_parameters():
+        torch.testing.assert_close(parameter, learner.policy.get_parameter(name), rtol=0, atol=1e-5)
+    torch.testing.assert_close(measured["q_reward"] / reward_unit, metrics["q_reward"], rtol=1e-4, atol=0)
+    torch.testing.assert_close(measured["q_cost"] / cost_unit, metrics["q_cost"], rtol=1e-4, atol=0)
