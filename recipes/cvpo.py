@@ -3,6 +3,7 @@
     python recipes/cvpo.py                                    # SafetyPointCircle1-v0, limit 25
     python recipes/cvpo.py --env.id SafetyPointGoal1-v0 --cost-limit 25 --seed 1
     python recipes/cvpo.py --trust-region none                # an ablation: docs/ablations.md
+    python recipes/cvpo.py --policy tanh                      # a squashed Gaussian: docs/mstep.md
     python recipes/cvpo.py --resume runs/cvpo-...             # continue from the last checkpoint
 
 CVPO alternates an E-step and an M-step. The E-step finds the best weights over sampled actions within a KL
@@ -27,7 +28,7 @@ from safe_components.estep import (
     Infeasible,
     ParticleSampler,
 )
-from safe_components.mstep import MStepLoss
+from safe_components.mstep import mstep_loss
 from safe_components.training import (
     CostControl,
     Diagnosis,
@@ -61,7 +62,7 @@ class Config(options.OffPolicyConfig):
     recipe: ClassVar[str] = "cvpo"
     budget: options.FeedbackBudgetConfig = options.FeedbackBudgetConfig()
     replay: ReplayConfig = ReplayConfig()
-    policy: options.GaussianPolicyConfig = options.GaussianPolicyConfig()
+    policy: options.Policy = options.GaussianConfig()
     estep: options.EStepConfig = options.EStepConfig()
     multiplier: options.Multiplier | options.DualConfig | None = options.PriceConfig()
     mstep: options.MStepConfig = options.MStepConfig()
@@ -71,7 +72,7 @@ class Config(options.OffPolicyConfig):
 
 
 def make_policy(config: Config, task: Task) -> ProbabilisticTensorDictSequential:
-    """Make a Gaussian policy whose mean stays inside the action bounds."""
+    """Make the policy: a Gaussian whose mean stays inside the action bounds, or another that is chosen."""
     return config.policy.make(task.observation_dim, **task.bounds).to(task.device)
 
 
@@ -86,7 +87,7 @@ class CVPO(Learner):
         # The M-step holds the reference policy. The learner of the critics holds the target critics.
         self.policy = make_policy(config, task)
         region = config.trust_region.make()
-        self.mstep = MStepLoss(self.policy, trust_region=region, check_weights=self.waits).to(device)
+        self.mstep = mstep_loss(self.policy, region, check_weights=self.waits).to(device)
         self.retraction = config.trust_region.make_retraction(self.mstep)
         self.reference, self.follows = config.reference.make(self.mstep), config.reference.each_update
         reference = self.mstep.target_policy_params
@@ -149,7 +150,7 @@ class CVPO(Learner):
             (fit["loss_policy"] + fit["loss_trust_region"]).backward()
             self.optim.step()
             if self.retraction is not None:
-                metrics["retracted"] = self.retraction.step(fit["kl_mean"], fit["kl_cov"])
+                metrics["retracted"] = self.retraction.step(*(fit[name] for name in self.mstep.divergences))
         if self.follows:
             self.reference.step()
 
@@ -159,8 +160,8 @@ class CVPO(Learner):
         metrics |= {"estep_kl": dual.kl, "estep_residual": dual.residual, "feasible": dual.feasible}
         if self.control is not None:
             metrics |= self.control.metrics()
-        of_fit = ("kl_mean", "kl_cov", "alpha_mean", "alpha_cov", "entropy")
-        return metrics | {name: fit[name] for name in of_fit}
+        of_fit = (*self.mstep.divergences, "alpha", "alpha_mean", "alpha_cov", "entropy")
+        return metrics | {name: value for name, value in fit.items() if name in of_fit}
 
     def observe(self, steps: TensorDictBase, episode_costs: torch.Tensor, frames: int) -> None:
         """Move the limit, the multiplier and the reference policy between two batches of frames."""
@@ -197,7 +198,7 @@ def main(config: Config) -> CVPO:
             for _ in loop.updates_due():
                 loop.record(update(*replay.sample()))
             loop.record(diagnosis.after())
-            loop.report(shown=("lambda", "eta", "kl_mean"))
+            loop.report(shown=("lambda", "eta", *learner.mstep.divergences[:1]))
     return learner
 
 

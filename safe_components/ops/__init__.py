@@ -6,7 +6,13 @@ from safe_components.ops.bounds import action_bounds, episode_limits, q_limits
 from safe_components.ops.cost_budget import q_cost_limit
 from safe_components.ops.gaussian_kl import gaussian_kl
 from safe_components.ops.import_part import import_part, is_import_path
-from safe_components.ops.networks import has_distribution, network_outputs, single_network, swapped
+from safe_components.ops.networks import (
+    has_distribution,
+    is_gaussian,
+    network_outputs,
+    single_network,
+    swapped,
+)
 
 __all__ = [
     "Aggregate",
@@ -18,6 +24,7 @@ __all__ = [
     "gaussian_kl",
     "has_distribution",
     "import_part",
+    "is_gaussian",
     "is_import_path",
     "network_outputs",
     "q_cost_limit",
