@@ -37,10 +37,11 @@ from safe_components.training import (
     Replay,
     Run,
     Task,
-    execute,
+    Training,
     launch,
     options,
     require_memory,
+    run_alone,
     value_units,
 )
 from safe_components.training.execution import ExecutionConfig
@@ -101,7 +102,7 @@ class CVPO(Learner):
             critic,
             estep.num_particles,
             policy_params=reference,
-            critic_params=self.critics.target_params if estep.critics == "target" else None,
+            critic_params=self.critics.target_params if estep.critics == "target" else self.critics.params,
             cost_aggregate=critics.cost_aggregate,
             std_coef=critics.cost_std,
             antithetic=estep.antithetic,
@@ -138,7 +139,7 @@ class CVPO(Learner):
 
     def improve(self, states: TensorDictBase) -> dict[str, torch.Tensor]:
         """Take one E-step, and the gradient steps of the M-step."""
-        self.particles(states)
+        states = self.particles(states)
         if self.waits:
             require_finite(states.select(keys.PARTICLE_Q_REWARD, keys.PARTICLE_Q_COST), "an update")
         self.estep(states)
@@ -147,7 +148,7 @@ class CVPO(Learner):
         for _ in range(self.iterations):
             fit = self.mstep(particles)
             self.optim.zero_grad()
-            (fit["loss_policy"] + fit["loss_trust_region"]).backward()
+            (fit["loss_policy"] + fit["loss_trust_region"]).sum().backward()  # scalars, or one per member
             self.optim.step()
             if self.retraction is not None:
                 metrics["retracted"] = self.retraction.step(*(fit[name] for name in self.mstep.divergences))
@@ -173,12 +174,12 @@ class CVPO(Learner):
             self.reference.step()
 
 
-def main(config: Config) -> CVPO:
-    """Train, and return the learner."""
+def train(config: Config) -> Training[CVPO]:
+    """Train: yield the learner, then the batches of each update, whose metrics come back."""
     task = Task(config)
     require_memory(config, task, particles=config.estep.num_particles, window=config.replay.window)
     learner = CVPO(config, task)
-    update = execute(config.execution, learner, task.device)
+    yield learner
     replay = Replay.of(config, window=config.replay.window)
     with Run(config, learner=learner, policy=learner.policy, norm=task.norm, replay=replay) as run:
         loop = Loop(run, task, learner.policy, config.collect)
@@ -196,10 +197,14 @@ def main(config: Config) -> CVPO:
             learner.observe(steps, loop.episode_costs, run.frames)
             loop.record(diagnosis.before(steps))
             for _ in loop.updates_due():
-                loop.record(update(*replay.sample()))
+                loop.record((yield replay.sample()))
             loop.record(diagnosis.after())
             loop.report(shown=("lambda", "eta", *learner.mstep.divergences[:1]))
-    return learner
+
+
+def main(config: Config) -> CVPO:
+    """Train, and return the learner."""
+    return run_alone(train(config), config.execution)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from safe_components.ops import (
     network_outputs,
     require_states,
     single_network,
+    standard_normal,
     swapped,
 )
 
@@ -171,7 +172,7 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
 
     def _noise(self, loc: Tensor) -> Tensor:
         draws = self.num_particles // 2 if self.antithetic else self.num_particles
-        noise = torch.randn(*loc.shape[:-1], draws, loc.shape[-1], dtype=loc.dtype, device=loc.device)
+        noise = standard_normal((*loc.shape[:-1], draws, loc.shape[-1]), loc)
         return torch.cat([noise, -noise], dim=-2) if self.antithetic else noise
 
     def critic_snapshot(self) -> TensorDictBase | None:

@@ -1,4 +1,4 @@
-"""What every part may use: aggregates, bounds, cost budget, Gaussian KL, imports, losses, policies."""
+"""What every part may use: aggregates, bounds, cost budget, Gaussian KL, imports, losses, networks, noise."""
 
 from safe_components.ops.aggregate import Aggregate, aggregate
 from safe_components.ops.base_loss import BaseLoss, Reduction, reduced, require_states, transformed
@@ -13,6 +13,7 @@ from safe_components.ops.networks import (
     single_network,
     swapped,
 )
+from safe_components.ops.noise import noise_from, standard_normal
 
 __all__ = [
     "Aggregate",
@@ -27,11 +28,13 @@ __all__ = [
     "is_gaussian",
     "is_import_path",
     "network_outputs",
+    "noise_from",
     "q_cost_limit",
     "q_limits",
     "reduced",
     "require_states",
     "single_network",
+    "standard_normal",
     "swapped",
     "transformed",
 ]
