@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from torch import nn
 
 from safe_components.critics import COST_SIGNAL, REWARD_SIGNAL, ConstrainedQEnsemble, CriticLearner
+from safe_components.envs.gpu_simulator import is_gpu_simulator
 from safe_components.ops import Aggregate
 from safe_components.training.options.policy import PolicyConfig
 from safe_components.training.options.ranges import (
@@ -72,6 +73,10 @@ class OffPolicyCollectConfig(CollectConfig):
             raise ValueError(
                 f"collect.workers is {self.workers} and env.num_workers is {env.num_workers}: both spread "
                 "the environments over processes; leave env.num_workers at 1"
+            )
+        if self.workers and is_gpu_simulator(env.id):
+            raise ValueError(
+                f"collect.workers is {self.workers}, must be 0 for {env.id}, which steps all copies at once"
             )
 
 
