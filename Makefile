@@ -1,5 +1,5 @@
-# Targets: make cvpo (install and train), make test, make test-slow, make coverage, make mutation,
-# make lint, make docs, make wheel-test, make bench-learner, make clean.
+# Targets: make cvpo (install and train), make test, make test-slow, make test-oldest, make coverage,
+# make mutation, make lint, make docs, make wheel-test, make bench-learner, make clean.
 PYTHON ?= python3
 VENV ?= .venv
 # Another index for torch, e.g. https://download.pytorch.org/whl/cpu or .../whl/cu130
@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: install install-dev install-docs cvpo test test-slow coverage mutation lint docs wheel-test bench-learner bench-peers clean
+.PHONY: install install-dev install-docs cvpo test test-slow test-oldest coverage mutation lint docs wheel-test bench-learner bench-peers clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -41,6 +41,10 @@ test: install-dev
 # Tests of a minute and more, which make test leaves out.
 test-slow: install-dev
 	$(BIN)/python -m pytest -n 2 -m slow $(ARGS)
+
+# The same tests on the oldest versions that pyproject.toml allows, in an environment of their own.
+test-oldest:
+	PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) .ci/test-oldest $(ARGS)
 
 # Lines and branches that the tests reach, the slow ones too, also in the processes that they start:
 # docs/testing.md. Takes about twice as long as both.
@@ -84,4 +88,4 @@ bench-peers: .venv-peers/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-peers *.egg-info build dist docs/_build
+	rm -rf $(VENV) .venv-peers .venv-oldest *.egg-info build dist docs/_build

@@ -3,6 +3,7 @@
     python recipes/cvpo.py                                    # SafetyPointCircle1-v0, limit 25
     python recipes/cvpo.py --env.id SafetyPointGoal1-v0 --cost-limit 25 --seed 1
     python recipes/cvpo.py --trust-region none                # an ablation: docs/ablations.md
+    python recipes/cvpo.py --policy tanh                      # a squashed Gaussian: docs/mstep.md
     python recipes/cvpo.py --resume runs/cvpo-...             # continue from the last checkpoint
 
 CVPO alternates an E-step and an M-step. The E-step finds the best weights over sampled actions within a KL
@@ -27,7 +28,7 @@ from safe_components.estep import (
     Infeasible,
     ParticleSampler,
 )
-from safe_components.mstep import MStepLoss
+from safe_components.mstep import mstep_loss
 from safe_components.training import (
     CostControl,
     Diagnosis,
@@ -36,10 +37,11 @@ from safe_components.training import (
     Replay,
     Run,
     Task,
-    execute,
+    Training,
     launch,
     options,
     require_memory,
+    run_alone,
     value_units,
 )
 from safe_components.training.execution import ExecutionConfig
@@ -61,7 +63,7 @@ class Config(options.OffPolicyConfig):
     recipe: ClassVar[str] = "cvpo"
     budget: options.FeedbackBudgetConfig = options.FeedbackBudgetConfig()
     replay: ReplayConfig = ReplayConfig()
-    policy: options.GaussianPolicyConfig = options.GaussianPolicyConfig()
+    policy: options.Policy = options.GaussianConfig()
     estep: options.EStepConfig = options.EStepConfig()
     multiplier: options.Multiplier | options.DualConfig | None = options.PriceConfig()
     mstep: options.MStepConfig = options.MStepConfig()
@@ -71,7 +73,7 @@ class Config(options.OffPolicyConfig):
 
 
 def make_policy(config: Config, task: Task) -> ProbabilisticTensorDictSequential:
-    """Make a Gaussian policy whose mean stays inside the action bounds."""
+    """Make the policy: a Gaussian whose mean stays inside the action bounds, or another that is chosen."""
     return config.policy.make(task.observation_dim, **task.bounds).to(task.device)
 
 
@@ -86,7 +88,7 @@ class CVPO(Learner):
         # The M-step holds the reference policy. The learner of the critics holds the target critics.
         self.policy = make_policy(config, task)
         region = config.trust_region.make()
-        self.mstep = MStepLoss(self.policy, trust_region=region, check_weights=self.waits).to(device)
+        self.mstep = mstep_loss(self.policy, region, check_weights=self.waits).to(device)
         self.retraction = config.trust_region.make_retraction(self.mstep)
         self.reference, self.follows = config.reference.make(self.mstep), config.reference.each_update
         reference = self.mstep.target_policy_params
@@ -100,7 +102,7 @@ class CVPO(Learner):
             critic,
             estep.num_particles,
             policy_params=reference,
-            critic_params=self.critics.target_params if estep.critics == "target" else None,
+            critic_params=self.critics.target_params if estep.critics == "target" else self.critics.params,
             cost_aggregate=critics.cost_aggregate,
             std_coef=critics.cost_std,
             antithetic=estep.antithetic,
@@ -137,7 +139,7 @@ class CVPO(Learner):
 
     def improve(self, states: TensorDictBase) -> dict[str, torch.Tensor]:
         """Take one E-step, and the gradient steps of the M-step."""
-        self.particles(states)
+        states = self.particles(states)
         if self.waits:
             require_finite(states.select(keys.PARTICLE_Q_REWARD, keys.PARTICLE_Q_COST), "an update")
         self.estep(states)
@@ -146,10 +148,10 @@ class CVPO(Learner):
         for _ in range(self.iterations):
             fit = self.mstep(particles)
             self.optim.zero_grad()
-            (fit["loss_policy"] + fit["loss_trust_region"]).backward()
+            (fit["loss_policy"] + fit["loss_trust_region"]).sum().backward()  # scalars, or one per member
             self.optim.step()
             if self.retraction is not None:
-                metrics["retracted"] = self.retraction.step(fit["kl_mean"], fit["kl_cov"])
+                metrics["retracted"] = self.retraction.step(*(fit[name] for name in self.mstep.divergences))
         if self.follows:
             self.reference.step()
 
@@ -159,8 +161,8 @@ class CVPO(Learner):
         metrics |= {"estep_kl": dual.kl, "estep_residual": dual.residual, "feasible": dual.feasible}
         if self.control is not None:
             metrics |= self.control.metrics()
-        of_fit = ("kl_mean", "kl_cov", "alpha_mean", "alpha_cov", "entropy")
-        return metrics | {name: fit[name] for name in of_fit}
+        of_fit = (*self.mstep.divergences, "alpha", "alpha_mean", "alpha_cov", "entropy")
+        return metrics | {name: value for name, value in fit.items() if name in of_fit}
 
     def observe(self, steps: TensorDictBase, episode_costs: torch.Tensor, frames: int) -> None:
         """Move the limit, the multiplier and the reference policy between two batches of frames."""
@@ -172,12 +174,12 @@ class CVPO(Learner):
             self.reference.step()
 
 
-def main(config: Config) -> CVPO:
-    """Train, and return the learner."""
+def train(config: Config) -> Training[CVPO]:
+    """Train: yield the learner, then the batches of each update, whose metrics come back."""
     task = Task(config)
     require_memory(config, task, particles=config.estep.num_particles, window=config.replay.window)
     learner = CVPO(config, task)
-    update = execute(config.execution, learner, task.device)
+    yield learner
     replay = Replay.of(config, window=config.replay.window)
     with Run(config, learner=learner, policy=learner.policy, norm=task.norm, replay=replay) as run:
         loop = Loop(run, task, learner.policy, config.collect)
@@ -195,10 +197,14 @@ def main(config: Config) -> CVPO:
             learner.observe(steps, loop.episode_costs, run.frames)
             loop.record(diagnosis.before(steps))
             for _ in loop.updates_due():
-                loop.record(update(*replay.sample()))
+                loop.record((yield replay.sample()))
             loop.record(diagnosis.after())
-            loop.report(shown=("lambda", "eta", "kl_mean"))
-    return learner
+            loop.report(shown=("lambda", "eta", *learner.mstep.divergences[:1]))
+
+
+def main(config: Config) -> CVPO:
+    """Train, and return the learner."""
+    return run_alone(train(config), config.execution)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from safe_components.training import (
     with_run,
 )
 from safe_components.training.config import read_run, validate
-from safe_components.training.deploy import find_policy
+from safe_components.training.deploy import find_policy, import_own_policy
 from safe_components.training.recipes import load_recipe
 
 _MOST_COPIES = 50  # environments that are stepped together; for more episodes, each runs several
@@ -140,6 +140,7 @@ def main(config: Config) -> None:
     saved = read_run(config.run_dir)
     if config.recipe is not None:
         load_recipe(config.recipe)  # it registers the builder of its policy
+    import_own_policy(config.run_dir)  # likewise, if --policy named it
     # Every recipe has these settings.
     shared = {path: _setting(saved["config"], path) for path in ("env", "budget.cost_limit", "run.threads")}
     trained = overlay(RecipeConfig(), shared, str(config.run_dir / "config.yaml"))

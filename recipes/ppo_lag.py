@@ -115,7 +115,7 @@ class Config(options.RecipeConfig):
 
     recipe: ClassVar[str] = "ppo_lag"
     collect: options.CollectConfig = options.CollectConfig(frames_per_batch=5_000)
-    policy: options.GaussianPolicyConfig = options.GaussianPolicyConfig(lr=3e-4, covariance="diagonal")
+    policy: options.GaussianConfig = options.GaussianConfig(lr=3e-4, covariance="diagonal")
     values: ValuesConfig = ValuesConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     # The gains are larger than in off-policy recipes, where the multiplier moves more often.

@@ -122,10 +122,12 @@ def _copy(name: str, file: Path) -> None:
 def _export(run_dir: str, file: Path, sampled: bool) -> None:
     # The other commands need nothing of this and start at once without it.
     from safe_components.training import explained_errors, export_policy, load_policy
+    from safe_components.training.deploy import import_own_policy
 
     with explained_errors(traceback=False):
         if file.exists():
             raise FileExistsError(f"{file} exists and is not overwritten")
+        import_own_policy(Path(run_dir))
         export_policy(load_policy(run_dir, deterministic=not sampled), file)
     print(f"exported {run_dir} to {file}")
 

@@ -82,6 +82,11 @@ class CriticLearner(nn.Module):
         return critic
 
     @property
+    def params(self) -> TensorDictParams:
+        """The parameters of the critic."""
+        return self.loss.critic_params
+
+    @property
     def target_params(self) -> TensorDictParams:
         """The parameters of the target network, for instance to score particles with."""
         return self.loss.target_critic_params
@@ -111,11 +116,11 @@ class CriticLearner(nn.Module):
         """
         out = self.loss(transitions)
         self.optim.zero_grad()
-        out["loss_q"].backward()
+        out["loss_q"].sum().backward()  # one loss; in a population one for each member
         self.optim.step()
         self._target.step()
         signals = self.loss.signals
-        means = out["q_mean"].split([transitions[signal.key].shape[-1] for signal in signals])
+        means = out["q_mean"].split([transitions[signal.key].shape[-1] for signal in signals], -1)
         metrics: dict[str, Tensor] = {}
         for signal, q in zip(signals, means, strict=True):
             if not len(q):  # no cost

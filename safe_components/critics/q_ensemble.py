@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from safe_components.critics._cpu_scoring import Layers, score_particles
-from safe_components.ops import action_bounds
+from safe_components.ops import action_bounds, transformed
 
 # In-place activations save memory. They are safe because the backward pass of a product does not read
 # the product's result.
@@ -144,7 +144,8 @@ class QEnsemble(nn.Module):
         states, per_state = math.prod(lead), action.shape[len(lead) : -1]
         observation = observation.reshape(states, self.obs_dim)
         action = action.reshape(states, *per_state, self.action_dim)
-        if per_state and action.numel() and action.device.type == "cpu" and not torch.is_grad_enabled():
+        on_host = action.device.type == "cpu" and not torch.is_grad_enabled() and not transformed()
+        if per_state and action.numel() and on_host:
             value = score_particles(
                 self._layers,
                 observation,

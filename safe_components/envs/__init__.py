@@ -4,7 +4,7 @@ from safe_components.envs.base import EnvironmentFailure, StateError
 from safe_components.envs.check_env import EnvReport, Finding, check_env
 from safe_components.envs.frame_skip import default_frame_skip
 from safe_components.envs.gymnasium_batch import GymnasiumBatch
-from safe_components.envs.make_env import make_env
+from safe_components.envs.make_env import lives_on_device, make_env
 from safe_components.envs.point_circle import PointCircle
 from safe_components.envs.safety_gymnasium import make_safety_gymnasium, safety_gymnasium_ids
 
@@ -17,6 +17,7 @@ __all__ = [
     "StateError",
     "check_env",
     "default_frame_skip",
+    "lives_on_device",
     "make_env",
     "make_safety_gymnasium",
     "safety_gymnasium_ids",

@@ -231,7 +231,8 @@ def _signals(subject: _Subject) -> str | None:
         )
         _require(value.isfinite().all(), f"{key} is not finite")
     _require(steps["reward"].shape[-1] == 1, f"reward has {steps['reward'].shape[-1]} numbers, must have 1")
-    _require((steps["cost"] >= 0).all(), f"a cost is {steps['cost'].min():g}, must be at least 0")
+    lowest = min(steps["cost"].flatten().tolist(), default=0.0)
+    _require(lowest >= 0, f"a cost is {lowest:g}, must be at least 0")
     _require(steps[keys.OBSERVATION].isfinite().all(), "an observation is not finite")
     if steps["cost"].shape[-1] and not steps["cost"].any():
         return f"no cost in {steps.numel()} random steps"

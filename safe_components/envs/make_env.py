@@ -17,6 +17,7 @@ from torchrl.envs import EnvBase, ParallelEnv
 
 from safe_components.envs.base import check_counts
 from safe_components.envs.bullet import BULLET_ID, make_bullet
+from safe_components.envs.gpu_simulator import is_gpu_simulator, make_gpu_simulator
 from safe_components.envs.gymnasium_batch import GymnasiumBatch
 from safe_components.envs.headless import render_without_screen
 from safe_components.envs.point_circle import PointCircle
@@ -46,6 +47,8 @@ def make_env(
     | of Gymnasium, ``"Id-v0"`` or ``"module:Id-v0"`` | ``info["cost"]``, a number or a vector |
     | of bullet-safety-gym, ``"SafetyBallRun-v0"`` | ``info["cost"]``; the package is an optional extra |
     | ``"PointCircle"`` | leaving the band between two walls; see ``PointCircle`` |
+    | of Brax, ``"brax/SafetyAntVelocity"`` | 1 while the speed is above a limit; an optional extra |
+    | of CRAX, ``"crax/safe_goal_point_level_2"`` | ``info["cost"]``; an optional extra |
 
     Observation spaces are flattened into one float32 vector, and discrete actions are one-hot. Actions
     outside the bounds are *executed* clipped to them, but the stored action stays as sampled. Reward and cost
@@ -57,7 +60,8 @@ def make_env(
         num_envs: total number of copies. The batch size is [] for one copy and [num_envs] for several in one
             process. The copies share TorchRL's overhead of about 0.5 ms per step. To keep about four
             fifths of the raw speed, use 16 copies of tasks that run 2,000 raw steps/s, 64 at 20,000.
-        device: where the tensors are put. Only PointCircle simulates there; other simulators run on the CPU.
+        device: where the tensors are put. PointCircle, Brax and CRAX simulate there, too (see
+            ``lives_on_device``); other simulators run on the CPU.
         seed: the same seed gives the same episodes, both at construction and with ``env.set_seed(seed)``
             at the next reset. One copy is seeded with the seed itself, several with seeds derived from it
             (see ``GymnasiumBatch``), workers by ``ParallelEnv.set_seed``.
@@ -72,7 +76,8 @@ def make_env(
             costs: m = 0, and any Gymnasium environment will do.
         render_mode: handed to the environment. ``"rgb_array"`` makes ``env.render()`` return an image.
         step_timeout: seconds after which a call of an environment's ``step`` or ``reset`` counts as hanging
-            and is interrupted (see ``GymnasiumBatch``); None waits forever. PointCircle does not need it.
+            and is interrupted (see ``GymnasiumBatch``); None waits forever. It has no effect on environments
+            that live on the device.
         kwargs: handed to the environment.
 
     Raises:
@@ -97,6 +102,19 @@ def make_env(
     if kwargs.pop("autoreset", False):
         raise ValueError(
             "autoreset must be left out: TorchRL resets environments, and needs last observations"
+        )
+    if is_gpu_simulator(env_id):
+        return make_gpu_simulator(
+            env_id,
+            num_envs=num_envs,
+            device=device,
+            seed=seed,
+            num_workers=num_workers,
+            frame_skip=frame_skip,
+            max_episode_steps=max_episode_steps,
+            cost_keys=cost_keys,
+            render_mode=render_mode,
+            options=kwargs,
         )
     if num_workers > 1:
         if num_envs % num_workers:
@@ -131,6 +149,16 @@ def make_env(
         return PointCircle(**shared, **kwargs)
     make = _constructor(env_id, max_episode_steps=max_episode_steps, **kwargs)
     return GymnasiumBatch(make, cost_keys=cost_keys, step_timeout=step_timeout, **shared)
+
+
+def lives_on_device(env_id: str) -> bool:
+    """Return whether an environment simulates on the device of its tensors, in one process.
+
+    Example:
+        >>> lives_on_device("PointCircle"), lives_on_device("SafetyPointGoal1-v0")
+        (True, False)
+    """
+    return env_id == "PointCircle" or is_gpu_simulator(env_id)
 
 
 class _Workers(ParallelEnv):  # type: ignore[misc]  # torchrl has no types

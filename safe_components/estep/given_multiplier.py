@@ -36,7 +36,7 @@ class GivenMultiplierSolver(nn.Module):
     ``converged`` are those of the problem above.
 
     Args:
-        multiplier: returns ``λ`` ``[m]``, reward per cost, not negative, such as a module of
+        multiplier: returns ``λ`` ``[m]`` or ``[..., m]``, reward per cost, not negative, such as a module of
             ``safe_components.lagrangian``. Its state stays with it.
         solver: finds the temperature; ``None`` is
             :class:`~safe_components.estep.newton.NewtonDualSolver`.
@@ -94,7 +94,7 @@ class GivenMultiplierSolver(nn.Module):
         problem = dual_problem(q_reward, q_cost, epsilon, cost_limits, log_prior)
         lam = self._multiplier[0]().to(device=q_reward.device, dtype=torch.float64)
         m = problem.features.shape[-3] - 1
-        if lam.shape != (m,):
+        if lam.shape[-1:] != (m,) or lam.ndim >= q_reward.ndim:
             raise ValueError(f"multiplier returned shape {tuple(lam.shape)} for {m} costs")
         if self.synchronizes and not bool((lam >= 0).all()):
             raise ValueError(f"multiplier returned {lam.tolist()}, must be at least 0")

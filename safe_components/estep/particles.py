@@ -25,9 +25,11 @@ from safe_components.ops import (
     Aggregate,
     aggregate,
     has_distribution,
+    is_gaussian,
     network_outputs,
     require_states,
     single_network,
+    standard_normal,
     swapped,
 )
 
@@ -66,8 +68,8 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
         observation_key: name of the observation.
 
     Raises:
-        ValueError: if ``num_particles < 2``, or it is odd with ``antithetic``, or the critic returns other
-            shapes, or the batch is empty.
+        ValueError: if ``num_particles < 2``, or it is odd with ``antithetic``, or the policy is no Gaussian
+            with ``antithetic``; in a call, if the critic returns other shapes, or the batch is empty.
         TypeError: if the policy has neither ``loc`` and ``scale_tril`` nor a distribution.
 
     Example:
@@ -104,6 +106,14 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
             raise ValueError(f"num_particles={num_particles} must be at least 2: one cannot be weighted")
         if antithetic and num_particles % 2:
             raise ValueError(f"num_particles={num_particles} must be even for antithetic noise")
+        self._is_gaussian = is_gaussian(policy)
+        if not self._is_gaussian and not has_distribution(policy):
+            raise TypeError(
+                f"{type(policy).__name__} does not write {LOC!r} and {SCALE_TRIL!r}, and it has no "
+                "distribution (get_dist): there is nothing to draw particles from"
+            )
+        if not self._is_gaussian and antithetic:
+            raise ValueError(f"antithetic particles need a Gaussian that writes {LOC!r} and {SCALE_TRIL!r}")
         # Tuples keep the networks out of this module's parameters: the losses own and save them.
         self._policy = (policy, policy_params)
         self._critic = (critic, critic_params)
@@ -114,7 +124,6 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
         self.antithetic = antithetic
         self.in_keys = [observation_key]
         self.out_keys = [PARTICLE_ACTION, PARTICLE_Q_REWARD, PARTICLE_Q_COST]
-        self._is_gaussian = {LOC, SCALE_TRIL} <= set(getattr(policy, "out_keys", (LOC, SCALE_TRIL)))
         if self._is_gaussian:
             self.out_keys += [PARTICLE_LOC, PARTICLE_SCALE_TRIL]
 
@@ -149,16 +158,12 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
     def _samples(self, tensordict: TensorDictBase) -> Tensor:
         """``K`` actions per state ``[B, K, ...]`` from the policy's own distribution."""
         policy, params = self._policy
-        if not has_distribution(policy):
-            raise TypeError(
-                f"{type(policy).__name__} does not write {LOC!r} and {SCALE_TRIL!r}, and it has no "
-                "distribution (get_dist): there is nothing to draw particles from"
-            )
-        if self.antithetic:
-            raise ValueError(f"antithetic particles need a Gaussian that writes {LOC!r} and {SCALE_TRIL!r}")
-        module: Any = policy
-        with swapped(module, params):
-            dist = module.get_dist(self._inputs(tensordict))
+        with swapped(policy, params):
+            return self.drawn(policy, self._inputs(tensordict))
+
+    def drawn(self, policy: Any, inputs: TensorDictBase) -> Tensor:
+        """``K`` actions per state ``[B, K, ...]`` from the distribution of any policy, as it is now."""
+        dist = policy.get_dist(inputs)
         action: Tensor = dist.sample((self.num_particles,))
         return action.movedim(0, len(dist.batch_shape))
 
@@ -167,7 +172,7 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
 
     def _noise(self, loc: Tensor) -> Tensor:
         draws = self.num_particles // 2 if self.antithetic else self.num_particles
-        noise = torch.randn(*loc.shape[:-1], draws, loc.shape[-1], dtype=loc.dtype, device=loc.device)
+        noise = standard_normal((*loc.shape[:-1], draws, loc.shape[-1]), loc)
         return torch.cat([noise, -noise], dim=-2) if self.antithetic else noise
 
     def critic_snapshot(self) -> TensorDictBase | None:

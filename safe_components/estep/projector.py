@@ -176,7 +176,7 @@ class EStepProjector(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict 
             log_prior: ``[..., B, K]``; None is uniform.
             warm_start: start from the multipliers of the module's last call, if it solved as many problems.
         """
-        m = self.cost_limits.shape[0]
+        m = self.cost_limits.shape[-1]
         if q_cost.ndim == q_reward.ndim + 1 and q_cost.shape[-1] != m:
             raise ValueError(
                 f"{m} cost_limits were given, but {self.in_keys[1]} holds {q_cost.shape[-1]} costs: "
@@ -195,7 +195,7 @@ class EStepProjector(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict 
         """Hold multipliers for as many problems as a call solves, without values if their number changes."""
         if self.eta.shape != lead:
             self.eta = self.eta.new_full(lead, torch.nan)
-            self.lam = self.lam.new_full((*lead, *self.cost_limits.shape), torch.nan)
+            self.lam = self.lam.new_full((*lead, self.cost_limits.shape[-1]), torch.nan)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self._size_multipliers(state_dict.get(f"{prefix}eta", self.eta).shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
@@ -28,7 +30,8 @@ class Promise:
         delivered = mean_b mean_k (Q(o_b, a'_bk) - Q(o_b, a_bk)) / spread
 
     The actions ``a`` are particles of the reference policy ``p``, and ``a'`` are actions of the fitted policy
-    with the same noise. All scores come from one critic, as it was when the promise was made. So the two
+    with the same noise. For a policy that is no Gaussian, "the same noise" are draws from the same random
+    numbers. All scores come from one critic, as it was when the promise was made. So the two
     numbers differ by what the M-step lost, and not by what the critic has learned since. Whether the episodes
     then follow is for the environment to say.
 
@@ -58,6 +61,7 @@ class Promise:
     def __init__(self, particles: ParticleSampler, estep: EStepProjector) -> None:
         self.particles, self.estep = particles, estep
         self._made: tuple[TensorDictBase, TensorDictBase | None, list[Tensor], list[Tensor]] | None = None
+        self._random_state: Tensor | None = None  # from which the particles were drawn
 
     @torch.no_grad()
     def make(self, observation: Tensor) -> dict[str, Tensor]:
@@ -70,6 +74,7 @@ class Promise:
             ``promised_reward []`` and ``promised_cost [m]``, in spreads, and ``spread_reward []`` and
             ``spread_cost [m]``, discounted.
         """
+        self._random_state = _generator(observation).get_rng_state()
         states = self.particles(TensorDict({OBSERVATION: observation}, batch_size=observation.shape[:1]))
         scores = [states[PARTICLE_Q_REWARD].unsqueeze(-1), states[PARTICLE_Q_COST]]
         weight = self.estep.solve(states[PARTICLE_Q_REWARD], states[PARTICLE_Q_COST]).weight.unsqueeze(-1)
@@ -89,7 +94,7 @@ class Promise:
         """Say what ``policy`` delivers of the last promise.
 
         Args:
-            policy: the fitted policy, a TensorDict module that writes ``loc`` and ``scale_tril``.
+            policy: the fitted policy, of the kind that the particles are drawn from.
 
         Returns:
             ``delivered_reward []`` and ``delivered_cost [m]``, in spreads.
@@ -100,16 +105,31 @@ class Promise:
         if self._made is None:
             raise RuntimeError("nothing was promised yet: call make on states first")
         states, params, before, spreads = self._made
-        offset = (states[PARTICLE_ACTION] - states[PARTICLE_LOC].unsqueeze(-2)).mT
-        noise = torch.linalg.solve_triangular(states[PARTICLE_SCALE_TRIL], offset, upper=False)
-        parameters = getattr(policy, "get_dist_params", policy)(states.select(OBSERVATION))
-        action = parameters[LOC].unsqueeze(-2) + (parameters[SCALE_TRIL] @ noise).mT
+        action = self._same_noise(policy, states)
         q_reward, q_cost = self.particles.scores(states[OBSERVATION], action, params)
         after = [q_reward.mean(-1, keepdim=True).mean(0), q_cost.mean(-2).mean(0)]
         reward, cost = (
             _in_spreads(new - old, spread) for new, old, spread in zip(after, before, spreads, strict=True)
         )
         return {"delivered_reward": reward.squeeze(-1), "delivered_cost": cost}
+
+    def _same_noise(self, policy: nn.Module, states: TensorDictBase) -> Tensor:
+        """Return actions ``[B, K, a]`` of ``policy`` with the noise of the particles."""
+        if PARTICLE_LOC in states.keys(True):
+            offset = (states[PARTICLE_ACTION] - states[PARTICLE_LOC].unsqueeze(-2)).mT
+            noise = torch.linalg.solve_triangular(states[PARTICLE_SCALE_TRIL], offset, upper=False)
+            parameters = getattr(policy, "get_dist_params", policy)(states.select(OBSERVATION))
+            action: Tensor = parameters[LOC].unsqueeze(-2) + (parameters[SCALE_TRIL] @ noise).mT
+            return action
+        observation = states[OBSERVATION]
+        with torch.random.fork_rng([observation.device] if observation.is_cuda else []):
+            _generator(observation).set_rng_state(self._random_state)
+            return self.particles.drawn(policy, states.select(OBSERVATION))
+
+
+def _generator(tensor: Tensor) -> Any:
+    """The module that holds the random state of a tensor's device."""
+    return torch.cuda if tensor.is_cuda else torch
 
 
 def _in_spreads(gain: Tensor, spread: Tensor) -> Tensor:

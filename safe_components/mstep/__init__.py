@@ -1,6 +1,7 @@
 """The M-step: weighted maximum likelihood inside a trust region."""
 
 from safe_components.mstep.any_policy import WeightedLikelihoodLoss
+from safe_components.mstep.choice import mstep_loss
 from safe_components.mstep.likelihood import DecoupledTerms, decoupled_terms, log_likelihood
 from safe_components.mstep.loss import Likelihood, MStepLoss
 from safe_components.mstep.retraction import Retraction
@@ -23,4 +24,5 @@ __all__ = [
     "WeightedLikelihoodLoss",
     "decoupled_terms",
     "log_likelihood",
+    "mstep_loss",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -15,6 +16,10 @@ from torchrl.modules import OneHotCategorical
 from safe_components import keys
 from safe_components.mstep.trust_region import TrustRegionTerms
 from safe_components.ops import BaseLoss, Reduction, has_distribution, reduced, require_states, swapped
+
+# Entries of what `WeightedLikelihoodLoss.prepare` returns.
+_STATE, _OLD_POLICY, _OLD_LOG_PROB = "state", "old_policy", "old_log_prob"
+_ACTION, _WEIGHT = "action", "weight"
 
 
 class WeightedLikelihoodLoss(BaseLoss):
@@ -34,6 +39,8 @@ class WeightedLikelihoodLoss(BaseLoss):
     The estimate is unbiased, as is its gradient, and never negative.
 
     The old policy is held in ``target_policy_params`` and never receives a gradient, as in `MStepLoss`.
+    `prepare` runs it once for all gradient steps on one set of particles. A call on a plain batch prepares it
+    first, every time.
 
     Reads ``observation`` (or whatever the policy reads), ``("particles", "action") [B, K, ...]`` and
     ``("particles", "weight") [B, K]``; ``set_keys`` renames the particles. Returns scalars; all but the
@@ -47,6 +54,10 @@ class WeightedLikelihoodLoss(BaseLoss):
     | ``alpha`` | multiplier or penalty weight |
     | ``alpha_capped`` | whether the multiplier has reached its cap |
     | ``log_likelihood`` | the likelihood, nats |
+    | ``entropy`` | mean entropy of the policy, nats |
+
+    The entropy, too, has its closed form where PyTorch knows one, and is otherwise the estimate
+    ``-mean_k ρ_k log π_θ(a_bk | s_b)``.
 
     Args:
         policy: TorchRL actor whose ``get_dist`` returns a distribution with ``log_prob``.
@@ -95,6 +106,8 @@ class WeightedLikelihoodLoss(BaseLoss):
 
     default_keys = _AcceptedKeys
     tensor_keys: _AcceptedKeys
+    #: Entries with the divergences that the trust region bounds.
+    divergences: ClassVar[tuple[str, ...]] = ("kl",)
     policy: ProbabilisticTensorDictSequential
     policy_params: TensorDictParams
     target_policy_params: TensorDictParams
@@ -113,16 +126,31 @@ class WeightedLikelihoodLoss(BaseLoss):
         self.sampled_kl = sampled_kl
         self.convert_to_functional(policy, "policy", create_target_params=True)
         self.trust_region = trust_region
-        self.out_keys = ["loss_policy", "loss_trust_region", "kl", "alpha", "alpha_capped", "log_likelihood"]
+        self.out_keys = [
+            "loss_policy",
+            "loss_trust_region",
+            "kl",
+            "alpha",
+            "alpha_capped",
+            "log_likelihood",
+            "entropy",
+        ]
 
     @property
     def in_keys(self) -> list[NestedKey]:
         """Entries that a batch must have."""
         return [*self.policy.in_keys, self.tensor_keys.particle_action, self.tensor_keys.particle_weight]
 
-    @dispatch  # type: ignore[untyped-decorator]  # TensorDict's
-    def forward(self, tensordict: TensorDictBase) -> TensorDict:
-        """Compute the losses of a batch; see the class for the entries read and returned."""
+    def prepare(self, tensordict: TensorDictBase) -> TensorDict:
+        """Compute what the gradient steps on one set of particles share.
+
+        Args:
+            tensordict: a batch; see the class for the entries read.
+
+        Returns:
+            For `forward` alone: what the policy reads, the particles, and the old policy. The entries do not
+            follow later changes of ``target_policy_params``.
+        """
         action = tensordict[self.tensor_keys.particle_action]
         weight = tensordict[self.tensor_keys.particle_weight]
         require_states(weight.shape[:-1], "the batch of particles")
@@ -133,12 +161,30 @@ class WeightedLikelihoodLoss(BaseLoss):
             )
         inputs = tensordict.select(*self.policy.in_keys)
         with torch.no_grad(), swapped(self.policy, self.target_policy_params):
-            old = self.policy.get_dist(inputs)
+            parameters = self.policy.get_dist_params(inputs.copy())  # it writes into its argument
+            old_log_prob = _log_prob(self.policy.build_dist_from_params(parameters), action)
+        entries = {_STATE: inputs, _OLD_POLICY: parameters, _OLD_LOG_PROB: old_log_prob}
+        return TensorDict({**entries, _ACTION: action, _WEIGHT: weight}, [])
+
+    @dispatch  # type: ignore[untyped-decorator]  # TensorDict's
+    def forward(self, tensordict: TensorDictBase) -> TensorDict:
+        """Compute the losses.
+
+        Args:
+            tensordict: what `prepare` returned, or a batch, which is then prepared first.
+
+        Returns:
+            The entries that the class lists.
+        """
+        if tensordict.get(_OLD_POLICY, None) is None:
+            tensordict = self.prepare(tensordict)
+        inputs, action, weight = (tensordict.get(key) for key in (_STATE, _ACTION, _WEIGHT))
         with swapped(self.policy, self.policy_params):
-            new = self.policy.get_dist(inputs)
+            new = self.policy.get_dist(inputs.copy())
             log_prob = _log_prob(new, action)
         likelihood = (weight * log_prob).sum(-1)
-        kl = self._divergence(old, new, action, log_prob).mean()
+        log_ratio = log_prob - tensordict.get(_OLD_LOG_PROB)
+        kl = self._divergence(tensordict.get(_OLD_POLICY), new, log_ratio).mean()
         terms: TrustRegionTerms = self.trust_region(kl, torch.zeros_like(kl))
         loss = terms.penalty - likelihood
         if not torch.compiler.is_compiling() and loss.device.type == "cpu" and not loss.isfinite().all():
@@ -154,19 +200,27 @@ class WeightedLikelihoodLoss(BaseLoss):
                 "alpha": terms.alpha_mean,
                 "alpha_capped": terms.capped,
                 "log_likelihood": likelihood.detach().mean(),
+                "entropy": _entropy(new, log_prob.detach(), log_ratio.detach()),
             },
             [],
         )
 
-    def _divergence(self, old: Distribution, new: Distribution, action: Tensor, log_prob: Tensor) -> Tensor:
+    def _divergence(self, old_params: TensorDictBase, new: Distribution, log_ratio: Tensor) -> Tensor:
         """``KL(π_old ‖ π_θ) [B]``."""
         if not self.sampled_kl:
             try:
-                return kl_divergence(old, new)
+                return kl_divergence(self.policy.build_dist_from_params(old_params), new)
             except NotImplementedError:
                 pass  # no closed form is registered
-        log_ratio = log_prob - _log_prob(old, action)
         return (log_ratio.expm1() - log_ratio).mean(-1)
+
+
+def _entropy(dist: Distribution, log_prob: Tensor, log_ratio: Tensor) -> Tensor:
+    """Mean entropy ``[]``; ``log_prob`` and ``log_ratio`` ``[B, K]`` are those of the particles."""
+    try:
+        return dist.entropy().detach().mean()
+    except NotImplementedError:  # no closed form
+        return -(log_ratio.exp() * log_prob).mean()
 
 
 def _log_prob(dist: Distribution, action: Tensor) -> Tensor:

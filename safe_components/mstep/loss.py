@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -142,6 +142,8 @@ class MStepLoss(BaseLoss):
 
     default_keys = _AcceptedKeys
     tensor_keys: _AcceptedKeys
+    #: Entries with the divergences that the trust region bounds.
+    divergences: ClassVar[tuple[str, ...]] = ("kl_mean", "kl_cov")
     policy: ProbabilisticTensorDictSequential
     policy_params: TensorDictParams
     target_policy_params: TensorDictParams
@@ -280,7 +282,10 @@ class MStepLoss(BaseLoss):
         names = self.tensor_keys
         loc, scale_tril = outputs.get(names.loc, None), outputs.get(names.scale_tril, None)
         if loc is None or scale_tril is None:
-            raise KeyError(f"the policy must write {names.loc!r} and {names.scale_tril!r} (see set_keys)")
+            raise KeyError(
+                f"the policy must write {names.loc!r} and {names.scale_tril!r} (see set_keys), but it writes "
+                f"{list(self.policy.out_keys)}; WeightedLikelihoodLoss takes any policy with a distribution"
+            )
         return loc, scale_tril
 
     def _policy_is_current(self) -> bool:

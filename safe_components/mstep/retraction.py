@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from safe_components.mstep.any_policy import WeightedLikelihoodLoss
 from safe_components.mstep.loss import MStepLoss
 from safe_components.mstep.trust_region import require_bounds
 
@@ -21,7 +22,8 @@ class Retraction:
 
     Args:
         loss: holds both sets of parameters. The policy's are changed in place.
-        kl_mean: ``ε_μ``, bound on the divergence caused by the mean, in nats, mean over states.
+        kl_mean: ``ε_μ``, bound on the divergence caused by the mean, in nats, mean over states. With
+            `WeightedLikelihoodLoss`, the bound on the whole divergence.
         kl_cov: ``ε_Σ``, bound on the divergence caused by the covariance, in nats, mean over states.
 
     Raises:
@@ -31,7 +33,7 @@ class Retraction:
     arXiv 1502.05477, appendix C). Its line search is left out.
 
     Example:
-        >>> from safe_components.mstep import NoTrustRegion
+        >>> from safe_components.mstep import MStepLoss, NoTrustRegion
         >>> from safe_components.policies import gaussian_policy
         >>> from torchrl.objectives import HardUpdate
         >>> loss = MStepLoss(gaussian_policy(3, [-1.0], [1.0]), NoTrustRegion())
@@ -41,18 +43,25 @@ class Retraction:
         tensor(0.5000)
     """
 
-    def __init__(self, loss: MStepLoss, kl_mean: float, kl_cov: float) -> None:
+    def __init__(self, loss: MStepLoss | WeightedLikelihoodLoss, kl_mean: float, kl_cov: float) -> None:
         require_bounds(kl_mean, kl_cov)
         self.loss, self.kl_mean, self.kl_cov = loss, kl_mean, kl_cov
 
     @torch.no_grad()
-    def step(self, kl_mean: Tensor, kl_cov: Tensor) -> Tensor:
+    def step(self, kl_mean: Tensor, kl_cov: Tensor | None = None) -> Tensor:
         """Shorten the step, given ``C_μ []`` and ``C_Σ []`` as the loss returned them.
+
+        Args:
+            kl_mean: ``C_μ``, or the whole divergence.
+            kl_cov: ``C_Σ``; None if the first is the whole divergence.
 
         Returns:
             ``s []``, in their dtype; 1 if nothing was shortened. The host does not wait for a GPU.
         """
-        share = torch.minimum(self.kl_mean / kl_mean, self.kl_cov / kl_cov).clamp(max=1.0).sqrt()
+        room = self.kl_mean / kl_mean
+        if kl_cov is not None:
+            room = torch.minimum(room, self.kl_cov / kl_cov)
+        share = room.clamp(max=1.0).sqrt()
         new, old = self.loss.policy_params, self.loss.target_policy_params
         for parameter, start in zip(new.values(True, True), old.values(True, True), strict=True):
             parameter.lerp_(start.to(parameter.dtype), (1.0 - share).to(parameter.dtype))

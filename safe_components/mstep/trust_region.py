@@ -93,7 +93,9 @@ class HardTrustRegion(nn.Module):
                 f"multipliers must satisfy 0 < min_alpha <= init_alpha <= max_alpha, got "
                 f"min_alpha={min_alpha}, init_alpha={init_alpha}, max_alpha={max_alpha}"
             )
-        self.kl_mean, self.kl_cov = kl_mean, kl_cov
+        # A buffer, so that members of a population may differ in it. Checkpoints need not hold it.
+        self.bounds: Tensor
+        self.register_buffer("bounds", torch.tensor([kl_mean, kl_cov], dtype=torch.float64), persistent=False)
         self.min_alpha, self.max_alpha = min_alpha, max_alpha
         self._raw_min = _inverse_softplus(min_alpha)
         self._raw_max = math.inf if max_alpha is None else _inverse_softplus(max_alpha)
@@ -102,10 +104,10 @@ class HardTrustRegion(nn.Module):
     def forward(self, kl_mean: Tensor, kl_cov: Tensor) -> TrustRegionTerms:
         """Penalty and dual loss at the divergences ``C_μ []`` and ``C_Σ []``."""
         with torch.no_grad():
-            self.raw.clamp_(self._raw_min, self._raw_max)
+            self.raw.copy_(self.raw.clamp(self._raw_min, self._raw_max))  # vmap has no clamp_
         alpha = nn.functional.softplus(self.raw)
         alpha_mean, alpha_cov = alpha.detach().unbind()
-        slack = torch.stack([self.kl_mean - kl_mean.detach(), self.kl_cov - kl_cov.detach()])
+        slack = self.bounds.to(alpha.dtype) - torch.stack([kl_mean.detach(), kl_cov.detach()])
         return TrustRegionTerms(
             penalty=alpha_mean * kl_mean + alpha_cov * kl_cov,
             dual_loss=(alpha * slack).sum(),
@@ -138,12 +140,15 @@ class SoftTrustRegion(nn.Module):
         for name, coef in (("coef_mean", coef_mean), ("coef_cov", coef_cov)):
             if not 0.0 <= coef < math.inf:
                 raise ValueError(f"{name}={coef} must be at least 0 and finite")
-        self.coef_mean, self.coef_cov = coef_mean, coef_cov
+        self.coefs: Tensor
+        self.register_buffer(
+            "coefs", torch.tensor([coef_mean, coef_cov], dtype=torch.float64), persistent=False
+        )
 
     def forward(self, kl_mean: Tensor, kl_cov: Tensor) -> TrustRegionTerms:
         """Penalty at the divergences ``C_μ []`` and ``C_Σ []``."""
-        penalty = self.coef_mean * kl_mean + self.coef_cov * kl_cov
-        return _fixed_terms(penalty, self.coef_mean, self.coef_cov)
+        coef_mean, coef_cov = self.coefs.to(kl_mean.dtype).unbind()
+        return _fixed_terms(coef_mean * kl_mean + coef_cov * kl_cov, coef_mean, coef_cov)
 
 
 class NoTrustRegion(nn.Module):
@@ -157,16 +162,17 @@ class NoTrustRegion(nn.Module):
 
     def forward(self, kl_mean: Tensor, kl_cov: Tensor) -> TrustRegionTerms:
         """Zero penalty at any divergences ``C_μ []`` and ``C_Σ []``."""
-        return _fixed_terms(torch.zeros_like(kl_mean.detach()), 0.0, 0.0)
+        zero = torch.zeros_like(kl_mean.detach())
+        return _fixed_terms(zero, zero, zero)
 
 
-def _fixed_terms(penalty: Tensor, alpha_mean: float, alpha_cov: float) -> TrustRegionTerms:
+def _fixed_terms(penalty: Tensor, alpha_mean: Tensor, alpha_cov: Tensor) -> TrustRegionTerms:
     zero = torch.zeros_like(penalty.detach())
     return TrustRegionTerms(
         penalty=penalty,
         dual_loss=zero,
-        alpha_mean=torch.full_like(zero, alpha_mean),
-        alpha_cov=torch.full_like(zero, alpha_cov),
+        alpha_mean=alpha_mean.to(zero),
+        alpha_cov=alpha_cov.to(zero),
         capped=torch.zeros_like(zero, dtype=torch.bool),
     )
 

@@ -1,4 +1,4 @@
-"""What every part may use: aggregates, bounds, cost budget, Gaussian KL, imports, losses, policies."""
+"""What every part may use: aggregates, bounds, cost budget, Gaussian KL, imports, losses, networks, noise."""
 
 from safe_components.ops.aggregate import Aggregate, aggregate
 from safe_components.ops.base_loss import BaseLoss, Reduction, reduced, require_states, transformed
@@ -6,7 +6,14 @@ from safe_components.ops.bounds import action_bounds, episode_limits, q_limits
 from safe_components.ops.cost_budget import q_cost_limit
 from safe_components.ops.gaussian_kl import gaussian_kl
 from safe_components.ops.import_part import import_part, is_import_path
-from safe_components.ops.networks import has_distribution, network_outputs, single_network, swapped
+from safe_components.ops.networks import (
+    has_distribution,
+    is_gaussian,
+    network_outputs,
+    single_network,
+    swapped,
+)
+from safe_components.ops.noise import noise_from, standard_normal
 
 __all__ = [
     "Aggregate",
@@ -18,13 +25,16 @@ __all__ = [
     "gaussian_kl",
     "has_distribution",
     "import_part",
+    "is_gaussian",
     "is_import_path",
     "network_outputs",
+    "noise_from",
     "q_cost_limit",
     "q_limits",
     "reduced",
     "require_states",
     "single_network",
+    "standard_normal",
     "swapped",
     "transformed",
 ]

@@ -6,10 +6,17 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from tensordict import TensorDictBase
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
+from tensordict.nn import (
+    ProbabilisticTensorDictModule,
+    ProbabilisticTensorDictSequential,
+    TensorDictModule,
+)
 from tensordict.utils import NestedKey
 from torch import nn
+from torch.distributions import MultivariateNormal
 from torchrl.modules import Actor, ProbabilisticActor
+
+from safe_components.keys import LOC, SCALE_TRIL
 
 
 def swapped(module: nn.Module, params: TensorDictBase | None) -> AbstractContextManager[Any]:
@@ -41,6 +48,26 @@ def has_distribution(policy: Any) -> bool:
         False
     """
     return hasattr(policy, "get_dist") and not isinstance(policy, Actor)
+
+
+def is_gaussian(policy: Any) -> bool:
+    """Whether a policy is a Gaussian that writes its parameters ``loc`` and ``scale_tril``.
+
+    A policy that writes both and draws from another distribution, such as a squashed one, is no Gaussian. A
+    module without a distribution of its own is taken at the word of its ``out_keys``, and a plain function,
+    which has none, as a Gaussian.
+
+    Example:
+        >>> import torch
+        >>> from torchrl.modules import Actor
+        >>> is_gaussian(Actor(torch.nn.Linear(2, 1)))
+        False
+    """
+    if not {LOC, SCALE_TRIL} <= set(getattr(policy, "out_keys", (LOC, SCALE_TRIL))):
+        return False
+    modules = policy.modules() if isinstance(policy, nn.Module) else ()
+    drawn = [m.distribution_class for m in modules if isinstance(m, ProbabilisticTensorDictModule)]
+    return all(isinstance(kind, type) and issubclass(kind, MultivariateNormal) for kind in drawn)
 
 
 def single_network(policy: Any) -> TensorDictModule | None:

@@ -10,6 +10,8 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import MultivariateNormal
 
+from safe_components.ops import standard_normal
+
 
 class CholeskyNormal(MultivariateNormal):
     """Distribution of ``x = loc + scale_tril @ noise``, ``noise ~ N(0, I)``.
@@ -50,9 +52,7 @@ class CholeskyNormal(MultivariateNormal):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw ``[*sample_shape, ..., a]``, differentiable with respect to ``loc`` and ``scale_tril``."""
-        noise = torch.randn(
-            self._extended_shape(Size(sample_shape)), dtype=self.loc.dtype, device=self.loc.device
-        )
+        noise = standard_normal(self._extended_shape(Size(sample_shape)), self.loc)
         return self.loc + self._along_states(torch.matmul, noise)
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ def policy_builder(build: Build) -> Build:
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()
         arguments = {key: _to_plain(key, value) for key, value in given.arguments.items()}
-        setattr(policy, _ATTRIBUTE, {"builder": name, "arguments": arguments})
+        setattr(policy, _ATTRIBUTE, {"builder": name, "module": build.__module__, "arguments": arguments})
         return policy
 
     _BUILDERS[name] = noted
@@ -72,9 +72,12 @@ def build_policy(description: Mapping[str, Any]) -> nn.Module:
     """
     name = description.get("builder")
     if name not in _BUILDERS:
+        module = str(description.get("module"))
+        own = module.replace(".", "").isidentifier() and module != "__main__"
         raise ValueError(
-            f"no policy builder {name!r} is registered (there are {', '.join(sorted(_BUILDERS))}): import "
-            "the file in which @policy_builder decorates it"
+            f"no policy builder {name!r} is registered (there are {', '.join(sorted(_BUILDERS))}): "
+            + (f"import {module}, where" if own else "import the file in which")
+            + " @policy_builder decorates it"
         )
     arguments = description.get("arguments", {})
     try:

@@ -18,7 +18,7 @@ from safe_components.training.curves import plot_curves, plot_diagnosis, read_me
 from safe_components.training.deploy import export_policy, load_policy, save_policy
 from safe_components.training.diagnosis import Diagnosis
 from safe_components.training.evaluation import evaluate
-from safe_components.training.execution import ExecutionConfig, GraphedUpdate, execute
+from safe_components.training.execution import ExecutionConfig, GraphedUpdate, Training, execute, run_alone
 from safe_components.training.exploration import with_noise
 from safe_components.training.guards import require_finite
 from safe_components.training.interrupt import StopRequest, workers_ignore_interrupt
@@ -59,6 +59,7 @@ __all__ = [
     "StopRequest",
     "Stopwatch",
     "Task",
+    "Training",
     "available_bytes",
     "config_to_dict",
     "episode_summary",
@@ -84,6 +85,7 @@ __all__ = [
     "record_video",
     "require_finite",
     "require_memory",
+    "run_alone",
     "save_policy",
     "scale_steps",
     "validate",

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from safe_components.ops import is_import_path
 from safe_components.training.config import (
     choices_of,
     choose,
@@ -23,6 +24,7 @@ from safe_components.training.config import (
     not_chosen,
     read_config,
     renamed,
+    said,
     validate,
 )
 from safe_components.training.options import RecipeConfig
@@ -155,11 +157,12 @@ def _take_choices(config: C, arguments: Sequence[str]) -> tuple[C, list[str]]:
         flag = "--" + path.replace("_", "-")
         for index, word in reversed(_words_of(flag, rest)):
             if word is None or word.startswith("--"):
-                raise ValueError(f"{flag} needs one of {', '.join(choices)}")
+                raise ValueError(f"{flag} needs one of {', '.join(said(choices))}")
             del rest[index : index + (1 if "=" in rest[index] else 2)]
         if words := _words_of(flag, arguments):
             now = functools.reduce(getattr, path.split("."), config)
-            name = str(words[-1][1]).lower()
+            word = str(words[-1][1])
+            name = word if is_import_path(word) else word.lower()
             config = _replaced(config, path, choose(choices, now, name, flag.removeprefix("--")))
     return config, rest
 
@@ -191,7 +194,7 @@ def _description(config_type: type, default: Any) -> str:
     for path, hint, value in fields(default):
         if choices := choices_of(hint):
             flag = "--" + path.replace("_", "-")
-            lines.append(f"  {flag} {{{','.join(choices)}}}  (now {name_of(choices, value)})")
+            lines.append(f"  {flag} {{{','.join(said(choices))}}}  (now {name_of(choices, value)})")
     text = (config_type.__doc__ or "").strip()
     if not lines:
         return text

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
+from safe_components.ops import is_import_path
 from safe_components.training.options import Range, RecipeConfig
 from safe_components.training.renamed import RENAMED, RENAMED_CHOICES
 
@@ -34,6 +35,9 @@ __all__ = [
 CONFIG_FILE = "config.yaml"
 LAYOUT = 2
 """version of the layout of ``config.yaml`` and of the checkpoints beside it"""
+
+OWN = "own"
+"""name of the alternative that takes an import path"""
 
 C = TypeVar("C", bound=RecipeConfig)
 _Choices = dict[str, type | None]
@@ -202,13 +206,25 @@ def _named(source: str, function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def choose(choices: _Choices, now: Any, name: str, path: str) -> Any:
-    """Return the alternative ``name``: ``now`` if it is already chosen, otherwise one with its defaults."""
+    """Return the alternative ``name``: ``now`` if it is already chosen, otherwise one with its defaults.
+
+    An import path stands for the alternative ``own``, if there is one, with this path as its function.
+    """
+    own = choices.get(OWN)
+    if own is not None and is_import_path(name):
+        chosen: Any = now if type(now) is own else own()
+        return dataclasses.replace(chosen, function=name)
     if name not in choices:
         moved = RENAMED_CHOICES.get((path, name))
         hint = f"; {name} is now {moved}" if moved else _close(name, choices)
-        raise ValueError(f"{path} is {name!r}, must be one of {', '.join(choices)}{hint}")
+        raise ValueError(f"{path} is {name!r}, must be one of {', '.join(said(choices))}{hint}")
     group = choices[name]
     return now if type(now) is group else None if group is None else group()
+
+
+def said(choices: _Choices) -> list[str]:
+    """Return the names of alternatives as they are written on the command line."""
+    return ["MODULE:NAME" if name == OWN else name for name in choices]
 
 
 def _close(name: str, known: typing.Iterable[str]) -> str:

@@ -17,13 +17,22 @@ from torch import Tensor
 from torchrl.envs import ObservationNorm
 
 from safe_components import keys
+from safe_components.ops import import_part
 from safe_components.policies import DeployedPolicy, build_policy, policy_description
 from safe_components.training.checkpoint import Checkpoints
-from safe_components.training.config import CONFIG_FILE
+from safe_components.training.config import CONFIG_FILE, OWN, read_yaml
 from safe_components.training.options import usable_device
 from safe_components.training.state_file import read_state, write_state
 
-__all__ = ["POLICY_FILE", "PolicyFile", "export_policy", "find_policy", "load_policy", "save_policy"]
+__all__ = [
+    "POLICY_FILE",
+    "PolicyFile",
+    "export_policy",
+    "find_policy",
+    "import_own_policy",
+    "load_policy",
+    "save_policy",
+]
 
 POLICY_FILE = "deployed_policy.safetensors"
 """name of the file of a policy in a checkpoint"""
@@ -111,6 +120,25 @@ def find_policy(source: Path) -> Path:
             "Run(..., policy=..., norm=...), and make the policy with a registered builder"
         )
     return files[0]
+
+
+def import_own_policy(source: Path) -> None:
+    """Import the function with which ``--policy package.module:name`` made the policy of a run, if it did.
+
+    The import registers the builder that :func:`load_policy` needs. A file of a policy alone cannot run code
+    when it is loaded, so `load_policy` itself imports nothing.
+
+    Args:
+        source: run directory; anything else is left alone.
+
+    Raises:
+        ValueError: if there is no such function.
+        ImportError: if importing its module raises an error.
+    """
+    path = source / CONFIG_FILE
+    policy = (read_yaml(path).get("config") or {}).get("policy") if path.is_file() else None
+    if isinstance(policy, Mapping) and OWN in policy:
+        import_part(policy[OWN]["function"], f"the policy of {source}")
 
 
 def load_policy(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -15,9 +15,13 @@ from tensordict.utils import NestedKey
 
 from safe_components.training.learner import Learner
 
-__all__ = ["ExecutionConfig", "GraphedUpdate", "execute"]
+__all__ = ["ExecutionConfig", "GraphedUpdate", "Training", "execute", "run_alone"]
 
 Update = Callable[..., dict[str, torch.Tensor]]
+L = TypeVar("L", bound=Learner)
+# It yields its learner first, and is sent None. Then it yields the batches of one update after another, and
+# is sent the update's metrics.
+Training: TypeAlias = Generator[L | tuple[TensorDictBase, ...], Any, None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +71,51 @@ def execute(config: ExecutionConfig, learner: Learner, device: torch.device) -> 
             "use --device cuda, or --execution.mode eager or compile"
         )
     return GraphedUpdate(update, list(learner.optimizers.values()))
+
+
+def run_alone(training: Training[L], config: ExecutionConfig) -> L:
+    """Run a training to its end: make each update that it asks for, and return its learner.
+
+    A training asks for its updates instead of making them, so that `Population` can make those of several
+    learners at once. An error in an update is raised where the training asked for it.
+
+    Args:
+        training: generator that yields its learner, and then the batches of each update. It receives the
+            metrics of the update.
+        config: execution group of the configuration.
+
+    Raises:
+        ValueError: as :func:`execute`, before anything is trained.
+
+    Example:
+        >>> class Count(Learner):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.total = torch.nn.Parameter(torch.zeros(()))
+        ...     def update(self, batch):
+        ...         self.total.data += batch["x"].sum()
+        ...         return {"total": self.total.detach()}
+        >>> def train():
+        ...     yield Count()
+        ...     for x in (1.0, 2.0):
+        ...         print((yield (TensorDict(x=torch.tensor(x)),)))
+        >>> learner = run_alone(train(), ExecutionConfig())
+        {'total': tensor(1.)}
+        {'total': tensor(3.)}
+    """
+    learner: Any = next(training)
+    update = execute(config, learner, next(learner.parameters()).device)
+    try:
+        batches: Any = next(training)
+        while True:
+            try:
+                metrics = update(*batches)
+            except BaseException as error:
+                batches = training.throw(error)
+            else:
+                batches = training.send(metrics)
+    except StopIteration:
+        return learner  # type: ignore[no-any-return]
 
 
 class GraphedUpdate:

@@ -14,7 +14,7 @@ from tensordict import TensorDictBase
 from torchrl.envs import Compose, EnvBase, ObservationNorm, RewardSum, StepCounter, TransformedEnv
 
 from safe_components import keys
-from safe_components.envs import make_env
+from safe_components.envs import lives_on_device, make_env
 from safe_components.training.normalize import fit_observation_norm, observation_norm, scale_steps
 from safe_components.training.options import RecipeConfig, cost_suffixes
 
@@ -56,8 +56,8 @@ class Task:
             config = dataclasses.replace(config, env=env)
         self.config = config
         self.device = torch.device(run.device)
-        # PointCircle consists of tensors and runs on the device of the learner. Simulators run on the CPU.
-        alone = env.id == "PointCircle" and env.num_workers == 1
+        # Some environments simulate on the device of the learner. The others run on the CPU.
+        alone = lives_on_device(env.id) and env.num_workers == 1
         self.env_device = self.device if alone else torch.device("cpu")
         self._make: Callable[..., EnvBase] = functools.partial(make_env, env.id)
         self._settings = settings = env.arguments | {"device": self.env_device}

@@ -21,6 +21,7 @@ CORRIDOR = "cost_envs:Corridor-v0"
     [
         ("PointCircle", {"num_envs": 2, "max_episode_steps": 40}),
         ("PointCircle", {"cost_keys": ("walls", "speed"), "frame_skip": 2}),
+        ("PointCircle", {"cost_keys": (), "max_episode_steps": 40}),
         (CORRIDOR, {"num_envs": 2}),
         ("cost_envs:Choice-v0", {"num_envs": 3, "frame_skip": 2}),
         ("cost_envs:SixValues-v0", {"max_episode_steps": 12, "cost_keys": ("cost_a", "cost_b")}),

@@ -1,6 +1,7 @@
 """The laws that every environment keeps, with one copy and with several."""
 
 import functools
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -29,6 +30,15 @@ ENVIRONMENTS = {
     "Safety-Gymnasium-navigation": functools.partial(make_env, "SafetyPointGoal1-v0"),
     "Safety-Gymnasium-velocity": functools.partial(make_env, "SafetyHalfCheetahVelocity-v1"),
 }
+if find_spec("jax"):
+    from jax_envs import CORRIDOR
+
+    from safe_components.envs.jax_batch import JaxBatch
+
+    ENVIRONMENTS["JAX"] = functools.partial(JaxBatch, CORRIDOR)
+    ENVIRONMENTS["JAX-2-costs"] = functools.partial(
+        JaxBatch, CORRIDOR, cost_keys=("cost", "speed"), frame_skip=2
+    )
 
 
 @pytest.fixture(params=DEVICES)
@@ -41,7 +51,9 @@ def num_envs(request):
     return request.param
 
 
-@pytest.fixture(params=ENVIRONMENTS)
+@pytest.fixture(
+    params=[pytest.param(name, marks=[pytest.mark.slow] * name.startswith("JAX")) for name in ENVIRONMENTS]
+)
 def make(request, device):
     return functools.partial(ENVIRONMENTS[request.param], device=device, max_episode_steps=LIMIT)
 

@@ -16,8 +16,9 @@ from safe_components.mstep import (
     NoTrustRegion,
     SoftTrustRegion,
     WeightedLikelihoodLoss,
+    mstep_loss,
 )
-from safe_components.policies import gaussian_policy
+from safe_components.policies import GaussianNet, deterministic_policy, gaussian_policy
 
 STATES, PARTICLES = 6, 16
 
@@ -211,16 +212,68 @@ def test_particles_e_step_and_m_step_of_any_policy_raise_the_value(name):
     assert values[-1] > 0.6 * values[0]  # both are below zero
 
 
+@pytest.mark.parametrize("name", ["gaussian", "tanh", "mixture", "one-hot"])
+def test_prepared_particles_give_the_losses_of_the_batch_and_keep_the_old_policy(name):
+    policy = make(name)
+    batch = batch_of(policy)
+    loss, reference = general_loss(policy, SoftTrustRegion(1.0, 1.0))
+    prepared = loss.prepare(batch)
+    assert loss(prepared)["kl"].abs() < 1e-12
+    moved(policy)
+    expected = loss(batch)
+    reference.step()  # what was prepared does not follow
+    for key, value in loss(prepared).items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-12, atol=1e-14)
+    assert loss(batch)["kl"].abs() < 1e-12
+
+
+@pytest.mark.parametrize("name", ["tanh", "mixture"])
+def test_an_entropy_without_closed_form_is_estimated_from_the_particles(name):
+    policy = make(name)
+    loss, _ = general_loss(policy, NoTrustRegion())
+    states = TensorDict(observation=torch.randn(1, 3, dtype=torch.float64), batch_size=1)
+    count = 100_000
+    torch.manual_seed(4)
+    with torch.no_grad():
+        action = policy.get_dist(states).sample((count,)).movedim(0, 1)
+        weight = torch.full((1, count), 1 / count, dtype=torch.float64)
+        batch = states.clone().set("particles", TensorDict(action=action, weight=weight, batch_size=1))
+        moved(policy, 0.05)  # the entropy is that of the new policy, the particles are of the old one
+        new = policy.get_dist(states)
+        with pytest.raises(NotImplementedError):
+            new.entropy()
+        log_prob = new.log_prob(new.sample((count,)))
+    # Six standard errors of both means.
+    error = 12 * float(log_prob.std()) / count**0.5
+    torch.testing.assert_close(loss(batch)["entropy"], -log_prob.mean(), rtol=0, atol=error)
+
+
+def squashed_by_the_name_of_a_gaussian():
+    net = GaussianNet(3, [-1.0], [1.0], hidden_sizes=(8,))
+    return actor(net, ["loc", "scale_tril"], lambda loc, scale_tril: TanhNormal(loc, scale_tril[..., 0]))
+
+
+def test_each_policy_gets_the_m_step_that_fits_it():
+    assert type(mstep_loss(make("gaussian"), NoTrustRegion())) is MStepLoss
+    for policy in (make("tanh"), make("mixture"), squashed_by_the_name_of_a_gaussian()):
+        assert type(mstep_loss(policy, NoTrustRegion())) is WeightedLikelihoodLoss
+    gaussian = MStepLoss(policy := make("tanh"), NoTrustRegion())
+    Copy(gaussian)
+    with pytest.raises(KeyError, match=r"writes \['loc', 'scale', 'action'\]; WeightedLikelihoodLoss takes"):
+        gaussian(batch_of(policy))
+    with pytest.raises(TypeError, match=r"but a TensorDictModule that writes \['action'\] has none: it must"):
+        mstep_loss(deterministic_policy(3, [-1.0], [1.0]), NoTrustRegion())
+
+
 def test_what_cannot_be_fitted_is_refused_by_name():
     actor = Actor(nn.Linear(3, 2))
     with pytest.raises(TypeError, match=r"must have a distribution \(get_dist\), got a Actor"):
         WeightedLikelihoodLoss(actor, NoTrustRegion())
-    states = TensorDict(observation=torch.randn(4, 3), batch_size=4)
     with pytest.raises(TypeError, match="there is nothing to draw particles from"):
-        ParticleSampler(actor, lambda o, a: a[None, ..., :1], 4)(states)
+        ParticleSampler(actor, lambda o, a: a[None, ..., :1], 4)
     policy = make("tanh")
     with pytest.raises(ValueError, match="antithetic particles need a Gaussian"):
-        ParticleSampler(policy, lambda o, a: a[None, ..., :1], 4, antithetic=True)(states.double())
+        ParticleSampler(policy, lambda o, a: a[None, ..., :1], 4, antithetic=True)
     batch = batch_of(policy)
     batch["particles", "weight"] = batch["particles", "weight"][:, :3]
     with pytest.raises(ValueError, match=r"weight \[B, K\] are needed, got \(6, 16, 2\) and \(6, 3\)"):

@@ -256,7 +256,8 @@ def test_scoring_precision(swapped):
 
 
 def test_every_choice_of_the_config_is_tried_above():
-    source = Path(__file__).read_text() + Path(__file__).with_name("test_execution.py").read_text()
+    names = (__file__, "test_execution.py", "test_own_parts.py")
+    source = "".join(Path(__file__).with_name(Path(name).name).read_text() for name in names)
     config = cvpo.Config()
     chosen = {path for path, hint, _ in fields(config) if choices_of(hint)}
     literal = {path for path, hint, _ in fields(config) if "Literal" in str(hint)} - {"run.loggers"}

@@ -91,10 +91,10 @@ def test_a_flag_wins_with_the_value_of_the_default_too(tmp_path):
 
 
 def test_what_was_given_is_known_even_where_it_is_the_default():
-    given = given_settings(cvpo, ["--seed", "0", "--policy.lr=0.1", "--no-progress", "--env.num_envs", "3"])
+    given = given_settings(cvpo, ["--seed", "0", "--critics.lr=0.1", "--no-progress", "--env.num_envs", "3"])
     assert {group: values for group, values in given.items() if values} == {
         "run": {"seed": 0, "progress": False},
-        "policy": {"lr": 0.1},
+        "critics": {"lr": 0.1},
         "env": {"num_envs": 3},
     }
 

@@ -26,11 +26,16 @@ from safe_components.training.options.mstep import (
 from safe_components.training.options.off_policy import (
     CollectConfig,
     CriticConfig,
-    GaussianPolicyConfig,
     OffPolicyCollectConfig,
     OffPolicyConfig,
-    PolicyConfig,
     ReplayConfig,
+)
+from safe_components.training.options.policy import (
+    GaussianConfig,
+    OwnConfig,
+    Policy,
+    PolicyConfig,
+    TanhConfig,
 )
 from safe_components.training.options.ranges import (
     Copies,
@@ -64,7 +69,7 @@ __all__ = [
     "EStepConfig",
     "EnvConfig",
     "FeedbackBudgetConfig",
-    "GaussianPolicyConfig",
+    "GaussianConfig",
     "GradientConfig",
     "HardConfig",
     "KeptShare",
@@ -75,7 +80,9 @@ __all__ = [
     "NotNegative",
     "OffPolicyCollectConfig",
     "OffPolicyConfig",
+    "OwnConfig",
     "PIDConfig",
+    "Policy",
     "PolicyConfig",
     "PolyakConfig",
     "Positive",
@@ -95,6 +102,7 @@ __all__ = [
     "SoftConfig",
     "StepSize",
     "Steps",
+    "TanhConfig",
     "TrustRegion",
     "TrustRegionConfig",
     "Whole",

@@ -7,9 +7,17 @@ from abc import ABC, abstractmethod
 from typing import ClassVar, TypeAlias
 
 from torch import nn
+from torchrl.objectives.common import LossModule
 
 from safe_components.critics import Copy, Polyak
-from safe_components.mstep import HardTrustRegion, MStepLoss, NoTrustRegion, Retraction, SoftTrustRegion
+from safe_components.mstep import (
+    HardTrustRegion,
+    MStepLoss,
+    NoTrustRegion,
+    Retraction,
+    SoftTrustRegion,
+    WeightedLikelihoodLoss,
+)
 from safe_components.training.options.ranges import KeptShare, NotNegative, Positive, Repeats, StepSize
 
 __all__ = [
@@ -41,7 +49,7 @@ class TrustRegionConfig(ABC):
     def make(self) -> nn.Module:
         """Make the trust region that the loss takes."""
 
-    def make_retraction(self, loss: MStepLoss) -> Retraction | None:
+    def make_retraction(self, loss: MStepLoss | WeightedLikelihoodLoss) -> Retraction | None:
         """Make the retraction that shortens steps; return None if the loss alone keeps the trust region."""
         return None
 
@@ -51,7 +59,7 @@ class HardConfig(TrustRegionConfig):
     """A trust region that learned multipliers keep."""
 
     kl_mean: Positive = 0.05
-    """bound on the KL divergence of the mean, in nats"""
+    """bound on the KL divergence of the mean, in nats; of the whole policy if it is no Gaussian"""
     kl_cov: Positive = 0.005
     """bound on the KL divergence of the covariance, in nats"""
     lr: StepSize = 0.1
@@ -67,7 +75,7 @@ class RetractConfig(TrustRegionConfig):
     """A trust region that is kept by shortening each step of the policy."""
 
     kl_mean: Positive = 0.05
-    """bound on the KL divergence of the mean, in nats"""
+    """bound on the KL divergence of the mean, in nats; of the whole policy if it is no Gaussian"""
     kl_cov: Positive = 0.01
     """bound on the KL divergence of the covariance, in nats"""
 
@@ -75,7 +83,7 @@ class RetractConfig(TrustRegionConfig):
         """Make an empty trust region, because the retraction keeps the bounds."""
         return NoTrustRegion()
 
-    def make_retraction(self, loss: MStepLoss) -> Retraction:
+    def make_retraction(self, loss: MStepLoss | WeightedLikelihoodLoss) -> Retraction:
         """Make the retraction that shortens steps."""
         return Retraction(loss, self.kl_mean, self.kl_cov)
 
@@ -85,7 +93,7 @@ class SoftConfig(TrustRegionConfig):
     """Fixed penalties on the KL divergences, in place of bounds."""
 
     coef_mean: NotNegative = 1.0
-    """penalty on the KL divergence of the mean, per nat"""
+    """penalty on the KL divergence of the mean, per nat; of the whole policy if it is no Gaussian"""
     coef_cov: NotNegative = 10.0
     """penalty on the KL divergence of the covariance, per nat"""
 
@@ -111,7 +119,7 @@ class PolyakConfig:
     """share of its own parameters that the reference policy keeps at each update"""
     each_update: ClassVar[bool] = True
 
-    def make(self, loss: MStepLoss) -> Polyak:
+    def make(self, loss: LossModule) -> Polyak:
         """Make the Polyak average that moves the reference policy of ``loss``."""
         return Polyak(loss, eps=self.eps)
 
@@ -122,7 +130,7 @@ class CopyConfig:
 
     each_update: ClassVar[bool] = False
 
-    def make(self, loss: MStepLoss) -> Copy:
+    def make(self, loss: LossModule) -> Copy:
         """Make the copy that moves the reference policy of ``loss``."""
         return Copy(loss)
 

@@ -1,21 +1,20 @@
-"""Options of off-policy recipes: collection, replay buffer, policy and critics."""
+"""Options of off-policy recipes: collection, replay buffer and critics."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Annotated, Any, Literal
 
-from torch import Tensor, nn
-from torchrl.modules import ProbabilisticActor
+from torch import nn
 
 from safe_components.critics import COST_SIGNAL, REWARD_SIGNAL, ConstrainedQEnsemble, CriticLearner
+from safe_components.envs.gpu_simulator import is_gpu_simulator
 from safe_components.ops import Aggregate
-from safe_components.policies import Covariance, gaussian_policy
+from safe_components.training.options.policy import PolicyConfig
 from safe_components.training.options.ranges import (
     Count,
     KeptShare,
     NotNegative,
-    Positive,
     PositiveShare,
     Range,
     Repeats,
@@ -29,10 +28,8 @@ from safe_components.training.options.run import RecipeConfig
 __all__ = [
     "CollectConfig",
     "CriticConfig",
-    "GaussianPolicyConfig",
     "OffPolicyCollectConfig",
     "OffPolicyConfig",
-    "PolicyConfig",
     "ReplayConfig",
 ]
 
@@ -77,6 +74,10 @@ class OffPolicyCollectConfig(CollectConfig):
                 f"collect.workers is {self.workers} and env.num_workers is {env.num_workers}: both spread "
                 "the environments over processes; leave env.num_workers at 1"
             )
+        if self.workers and is_gpu_simulator(env.id):
+            raise ValueError(
+                f"collect.workers is {self.workers}, must be 0 for {env.id}, which steps all copies at once"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,37 +88,6 @@ class ReplayConfig:
     """frames whose transitions are kept; their memory is allocated at once and saved with each checkpoint"""
     batch_size: Count = 256
     """states per update"""
-
-
-@dataclasses.dataclass(frozen=True)
-class PolicyConfig:
-    """The network and the optimizer of the policy."""
-
-    hidden_sizes: Sizes = (128, 128)
-    """widths of the hidden layers"""
-    lr: StepSize = 1e-3
-    """step size of Adam"""
-
-
-@dataclasses.dataclass(frozen=True)
-class GaussianPolicyConfig(PolicyConfig):
-    """The Gaussian policy and its optimizer."""
-
-    covariance: Covariance = "diagonal"
-    """covariance of the policy: full or diagonal"""
-    min_std: Positive = 0.1
-    """lower bound of the standard deviation, as a share of half the action range"""
-
-    def make(self, observation_dim: int, action_low: Tensor, action_high: Tensor) -> ProbabilisticActor:
-        """Make the policy for actions inside these bounds."""
-        return gaussian_policy(
-            observation_dim,
-            action_low,
-            action_high,
-            hidden_sizes=self.hidden_sizes,
-            covariance=self.covariance,
-            min_std=self.min_std,
-        )
 
 
 @dataclasses.dataclass(frozen=True)

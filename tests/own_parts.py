@@ -1,0 +1,66 @@
+"""Parts as a user writes them, for options that take an import path."""
+
+import torch
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+from torchrl.modules import ProbabilisticActor
+
+from safe_components.policies import deterministic_policy, gaussian_policy, policy_builder
+from safe_components.policies.mlp import mlp
+
+
+class Head(nn.Module):
+    """Logits, means and standard deviations of two Gaussians."""
+
+    def __init__(self, observation_dim, action_low, action_high, hidden_sizes):
+        super().__init__()
+        self.net = mlp(observation_dim, 2 + 4 * len(action_low), hidden_sizes, nn.Tanh)
+        self.register_buffer("half_range", (torch.as_tensor(action_high) - torch.as_tensor(action_low)) / 2)
+        self.register_buffer("center", torch.as_tensor(action_low) + self.half_range)
+
+    def forward(self, observation):
+        logits, loc, raw = self.net(observation).tensor_split((2, 2 + 2 * len(self.half_range)), -1)
+        loc, raw = loc.unflatten(-1, (2, -1)), raw.unflatten(-1, (2, -1))
+        return (
+            logits,
+            self.center + self.half_range * loc.tanh(),
+            self.half_range * (0.1 + nn.functional.softplus(raw)),
+        )
+
+
+def _mixture(logits, loc, scale):
+    return MixtureSameFamily(Categorical(logits=logits), Independent(Normal(loc, scale), 1))
+
+
+@policy_builder
+def mixture_policy(observation_dim, action_low, action_high, hidden_sizes):
+    names = ["logits", "loc", "scale"]
+    head = Head(observation_dim, action_low, action_high, hidden_sizes)
+    module = TensorDictModule(head, ["observation"], names)
+    return ProbabilisticActor(module, in_keys=names, distribution_class=_mixture)
+
+
+def without_sizes(observation_dim, action_low, action_high):
+    return gaussian_policy(observation_dim, action_low, action_high)
+
+
+def without_distribution(observation_dim, action_low, action_high, hidden_sizes):
+    return deterministic_policy(observation_dim, action_low, action_high, hidden_sizes=hidden_sizes)
+
+
+def of_another_entry(observation_dim, action_low, action_high, hidden_sizes):
+    sizes = {"hidden_sizes": hidden_sizes, "observation_key": "pixels"}
+    return gaussian_policy(observation_dim, action_low, action_high, **sizes)
+
+
+def of_other_actions(observation_dim, action_low, action_high, hidden_sizes):
+    return gaussian_policy(observation_dim, action_low[:1], action_high[:1], hidden_sizes=hidden_sizes)
+
+
+def of_no_numbers(observation_dim, action_low, action_high, hidden_sizes):
+    policy = gaussian_policy(observation_dim, action_low, action_high, hidden_sizes=hidden_sizes)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.fill_(torch.nan)
+    return policy
