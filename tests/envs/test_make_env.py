@@ -156,11 +156,13 @@ def test_spaces_that_are_not_supported():
         observation_space = gymnasium.spaces.Sequence(gymnasium.spaces.Discrete(2))
 
     class Keys(Corridor):
-        action_space = gymnasium.spaces.MultiDiscrete([2, 2])
+        action_space = gymnasium.spaces.MultiBinary(2)
 
     with pytest.raises(ValueError, match=r"observation space .* cannot be flattened"):
         GymnasiumBatch(Listening)
-    with pytest.raises(ValueError, match=r"action space .* is not supported"):
+    with pytest.raises(
+        ValueError, match=r"action space .* is not supported: use a Box, Discrete or MultiDiscrete"
+    ):
         GymnasiumBatch(lambda: Keys(cost=lambda x: 0))
 
 
