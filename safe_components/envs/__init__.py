@@ -2,6 +2,7 @@
 
 from safe_components.envs.base import EnvironmentFailure, StateError
 from safe_components.envs.check_env import EnvReport, Finding, check_env
+from safe_components.envs.from_factory import env_from_factory
 from safe_components.envs.gymnasium_batch import GymnasiumBatch
 from safe_components.envs.make_env import lives_on_device, make_env
 from safe_components.envs.point_circle import PointCircle
@@ -15,6 +16,7 @@ __all__ = [
     "PointCircle",
     "StateError",
     "check_env",
+    "env_from_factory",
     "lives_on_device",
     "make_env",
     "make_safety_gymnasium",

@@ -46,8 +46,8 @@ class Task:
         norm: TorchRL's ``ObservationNorm``, which is the identity until :meth:`warm_up` fits it.
 
     Raises:
-        ValueError: if the number of limits differs from the number of costs, or if the actions are neither
-            numbers in a range nor one-hot vectors.
+        ValueError: if the number of limits differs from the number of costs, if the environment writes no
+            vector that networks can read, or if the actions are neither numbers in a range nor one-hot vectors.
     """
 
     def __init__(self, config: RecipeConfig) -> None:
@@ -64,11 +64,12 @@ class Task:
         self.device = torch.device(run.device)
         # Some environments simulate on the device of the learner. The others run on the CPU.
         alone = lives_on_device(env.id) and env.num_workers == 1
-        self.env_device = self.device if alone else torch.device("cpu")
-        settings = dataclasses.asdict(env) | {"device": self.env_device}
+        settings = dataclasses.asdict(env) | {"device": self.device if alone else torch.device("cpu")}
         self._make: Callable[..., EnvBase] = functools.partial(make_env, settings.pop("id"))
         self._settings = settings
         self._eval_env = self._make(**(settings | {"num_envs": run.eval_episodes, "num_workers": 1}))
+        self.env_device: torch.device = self._eval_env.device
+        _check_observation(self._eval_env, env.id)
         self._action_spec = self._eval_env.action_spec_unbatched
         if not isinstance(self._action_spec, Bounded | OneHot):  # MultiOneHot is a OneHot
             raise ValueError(
@@ -144,7 +145,7 @@ class Task:
         Raises:
             ValueError: if the environment has no time limit.
         """
-        env, steps = self.config.env, self._eval_env.max_episode_steps
+        env, steps = self.config.env, getattr(self._eval_env, "max_episode_steps", None)
         if steps is None:
             raise ValueError(f"{env.id} has no episode length: set --env.max-episode-steps")
         return int(steps) // env.frame_skip
@@ -184,6 +185,17 @@ class Task:
                 expects. A policy from `load_policy` takes raw observations.
         """
         return TransformedEnv(self._eval_env, self.norm.clone()) if scaled else self._eval_env
+
+
+def _check_observation(env: EnvBase, env_id: str) -> None:
+    spec = env.observation_spec_unbatched.get(keys.OBSERVATION, None)
+    if spec is None or spec.ndim != 1 or not spec.dtype.is_floating_point:
+        found = "no such entry" if spec is None else f"shape {list(spec.shape)}, {spec.dtype}"
+        entries = ", ".join(map(str, env.observation_spec.keys(True, True)))
+        raise ValueError(
+            f"{env_id} must write {keys.OBSERVATION!r} as a vector of floating-point numbers, but there is "
+            f"{found}; it writes {entries}"
+        )
 
 
 def _training_env(make: Callable[..., EnvBase], norm: ObservationNorm, settings: dict[str, Any]) -> EnvBase:

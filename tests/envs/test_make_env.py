@@ -139,7 +139,7 @@ def test_observations_that_are_not_finite():
         ({"env_id": "SafetyPointGaol1-v0"}, "did you mean SafetyPointGoal1-v0"),
         ({"env_id": "PointCirle"}, "did you mean PointCircle"),
         ({"env_id": "HalfCheeta-v5"}, "did you mean HalfCheetah-v5"),
-        ({"env_id": "no_such_module:Env-v0"}, "unknown environment"),
+        ({"env_id": "no_such_module:Env-v0"}, "there is no module 'no_such_module'"),
         ({"env_id": "PointCircle", "render_mode": "human"}, "render_mode must be None"),
         ({"autoreset": True}, "autoreset must be left out"),
         ({"step_timeout": 0.0}, "step_timeout must be a positive number"),
