@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -130,9 +131,9 @@ def _taken(factory: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, A
 
 def _parameters(factory: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     # The signature of a class of TorchRL is that of its metaclass.
-    declared: Any = getattr(factory, "__init__") if isinstance(factory, type) else factory
+    is_class, declared = isinstance(factory, type), typing.cast(Any, factory)
     try:
-        return inspect.signature(declared).parameters
+        return inspect.signature(declared.__init__ if is_class else declared).parameters
     except ValueError:  # some classes in C have none
         return {}
 
