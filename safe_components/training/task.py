@@ -47,7 +47,7 @@ class Task:
 
     Raises:
         ValueError: if the number of limits differs from the number of costs, if the environment writes no
-            vector that networks can read, or if the actions are neither numbers in a range nor one-hot vectors.
+            vector that networks can read, or if the actions are neither numbers in a range nor one-hot.
     """
 
     def __init__(self, config: RecipeConfig) -> None:
