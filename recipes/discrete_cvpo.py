@@ -1,13 +1,15 @@
 """CVPO over a finite set of actions, with an exact E-step.
 
-    python recipes/discrete_cvpo.py --env.id PointCircle --env.frame-skip 1
-    python recipes/discrete_cvpo.py --policy.levels 5         # a finer grid
+    python recipes/discrete_cvpo.py --env.id CartPole-v1 --cost-limit none --env.frame-skip 1
+    python recipes/discrete_cvpo.py --env.id PointCircle --env.frame-skip 1    # a grid over two dimensions
+    python recipes/discrete_cvpo.py --env.id PointCircle --policy.levels 5     # a finer grid
     python recipes/discrete_cvpo.py --resume runs/discrete_cvpo-...
 
-Each action dimension takes one of a few levels. The E-step samples no actions. The critics score all K
-actions, and the probabilities of the policy are the prior. The M-step minimizes a cross-entropy. It has no
-trust region, because the KL ball of the E-step is around the current policy. Every metric is defined in
-docs/metrics.md.
+The actions are those of a Discrete space, all combinations of a MultiDiscrete one, or a grid over a
+continuous one, whose dimensions each take one of a few levels. The E-step samples no actions. The critics
+score all K actions, and the probabilities of the policy are the prior. The M-step minimizes a cross-entropy.
+It has no trust region, because the KL ball of the E-step is around the current policy. Every metric is
+defined in docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from tensordict.nn import ProbabilisticTensorDictSequential
 from safe_components import keys
 from safe_components.estep import EStepProjector
 from safe_components.ops import aggregate
-from safe_components.policies import grid_actions, grid_policy
+from safe_components.policies import enumerated_policy
 from safe_components.training import (
     Learner,
     Loop,
@@ -38,10 +40,10 @@ from safe_components.training import (
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig(options.PolicyConfig):
-    """The policy over a grid of actions, and its optimizer."""
+    """The policy over all actions, and its optimizer."""
 
     levels: options.Repeats = 3
-    """number of values of each action dimension, spaced evenly from its lower to its upper bound"""
+    """number of values of each continuous dimension, spaced evenly from its lower to its upper bound"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,7 @@ class EStepConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config(options.OffPolicyConfig):
-    """Configuration of CVPO over a grid of actions. Each group holds the settings of one part."""
+    """Configuration of CVPO over a finite set of actions. Each group holds the settings of one part."""
 
     recipe: ClassVar[str] = "discrete_cvpo"
     policy: PolicyConfig = PolicyConfig()
@@ -63,22 +65,24 @@ class Config(options.OffPolicyConfig):
 
 
 def make_policy(config: Config, task: Task) -> ProbabilisticTensorDictSequential:
-    """Make a policy that chooses among the actions of the grid."""
-    sizes, levels = config.policy.hidden_sizes, config.policy.levels
-    policy = grid_policy(task.observation_dim, **task.bounds, levels=levels, hidden_sizes=sizes)
+    """Make a policy that chooses among all actions."""
+    actions, bounds = task.action_set(config.policy.levels)
+    sizes = config.policy.hidden_sizes
+    policy = enumerated_policy(task.observation_dim, **bounds, actions=actions, hidden_sizes=sizes)
     return policy.to(task.device)
 
 
 class DiscreteCVPO(Learner):
-    """The parts of CVPO over a grid of actions, and one update of them."""
+    """The parts of CVPO over a finite set of actions, and one update of them."""
 
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__()
         critics, dual = config.critics, config.multiplier
-        self.actions = grid_actions(**task.bounds, levels=config.policy.levels).to(task.device)
+        actions, bounds = task.action_set(config.policy.levels)
+        self.actions = actions.to(task.device)
         self.policy = make_policy(config, task)
         self.aggregates = (critics.cost_aggregate, critics.cost_std)
-        critic = critics.make(task.observation_dim, task.action_dim, task.num_costs, **task.bounds)
+        critic = critics.make(task.observation_dim, task.action_dim, task.num_costs, **bounds)
         self.critics = critics.make_learner(critic.to(task.device), self.policy, config.discount)
         self.budget = config.budget.make(config.discount, task.episode_length).to(task.device)
         solver = options.EStepConfig().make_solver(dual.lam_max, waits=True)
@@ -121,7 +125,7 @@ class DiscreteCVPO(Learner):
 def main(config: Config) -> DiscreteCVPO:
     """Train, and return the learner."""
     task = Task(config)
-    require_memory(config, task, particles=config.policy.levels**task.action_dim)
+    require_memory(config, task, particles=len(task.action_set(config.policy.levels)[0]))
     learner, replay = DiscreteCVPO(config, task), Replay.of(config)
     with Run(config, learner=learner, policy=learner.policy, norm=task.norm, replay=replay) as run:
         loop = Loop(run, task, learner.policy, config.collect)

@@ -1,8 +1,16 @@
 """Small Gymnasium environments whose every number is known."""
 
+import functools
+
 import gymnasium
 import numpy as np
+import torch
 from gymnasium import spaces
+from tensordict import TensorDict
+from torchrl.data import Bounded, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from safe_components.envs import PointCircle
 
 
 class Corridor(gymnasium.Env):
@@ -72,3 +80,60 @@ class Free(Corridor):
 for kind in (Corridor, Choice, Free):
     gymnasium.register(f"{kind.__name__}-v0", entry_point=kind, max_episode_steps=8)
 gymnasium.register("SixValues-v0", entry_point=SixValues)  # Gymnasium's TimeLimit expects five values
+
+
+class Plain(EnvBase):
+    """The corridor as TorchRL would have it: one copy, float64, its costs among the observations."""
+
+    def __init__(self, end=3.0, device="cpu"):
+        super().__init__(device=device, batch_size=[])
+        wide = functools.partial(Unbounded, dtype=torch.float64, device=device)
+        self.observation_spec = Composite(observation=wide(2), cost=wide(()), speed=wide(1))
+        self.action_spec = Bounded(-0.5, 0.5, (1,), dtype=torch.float64, device=device)
+        self.reward_spec = wide(1)
+        self.end, self.generator = end, torch.Generator()
+
+    def _reset(self, tensordict=None, **kwargs):
+        self.x = 2 * torch.rand(1, generator=self.generator, dtype=torch.float64) - 1
+        self.t = 0
+        return self.observed()
+
+    def _step(self, tensordict):
+        self.speed = tensordict["action"].abs()
+        assert self.speed <= 0.5
+        self.x, self.t = self.x + tensordict["action"], self.t + 1
+        done = self.x > self.end
+        return self.observed(cost=(self.x > 1).double().squeeze(-1), speed=self.speed).update(
+            {"reward": self.x.clone(), "done": done, "terminated": done.clone()}
+        )
+
+    def observed(self, **signals):
+        time = torch.full_like(self.x, self.t)
+        nothing = {"cost": torch.zeros((), dtype=torch.float64), "speed": torch.zeros_like(self.x)}
+        return TensorDict({"observation": torch.cat([self.x, time]), **nothing, **signals}, [])
+
+    def _set_seed(self, seed):
+        if seed is not None:
+            self.generator.manual_seed(seed)
+
+
+def circles(num_envs, frame_skip, device, cost_keys=("walls",), **options):
+    """Several copies at once, with costs of its own; a ConstrainedEnv needs nothing added."""
+    return PointCircle(num_envs, frame_skip=frame_skip, device=device, costs=cost_keys, **options)
+
+
+def corridor(start=None):
+    return Corridor(start)
+
+
+def discrete_plain():
+    env = Plain()
+    env.action_spec = Unbounded(1)
+    return env
+
+
+def two_copies():
+    return PointCircle(2)
+
+
+NUMBER = 3

@@ -1,6 +1,9 @@
 """Parts as a user writes them, for options that take an import path."""
 
+import gymnasium
+import numpy as np
 import torch
+from cost_envs import Corridor
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
@@ -64,3 +67,17 @@ def of_no_numbers(observation_dim, action_low, action_high, hidden_sizes):
         for parameter in policy.parameters():
             parameter.fill_(torch.nan)
     return policy
+
+
+class Pushes(Corridor):
+    """A push back or forth, from 3, of one of three strengths: six actions."""
+
+    action_space = gymnasium.spaces.MultiDiscrete([2, 3], start=[3, 0])
+
+    def step(self, action):
+        assert action.shape == (2,)
+        assert action in self.action_space
+        return super().step(np.array([(-1, 1)[action[0] - 3] * 0.2 * action[1]], np.float32))
+
+
+gymnasium.register("Pushes-v0", entry_point=Pushes, max_episode_steps=50)

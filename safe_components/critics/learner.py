@@ -123,7 +123,7 @@ class CriticLearner(nn.Module):
         means = out["q_mean"].split([transitions[signal.key].shape[-1] for signal in signals], -1)
         metrics: dict[str, Tensor] = {}
         for signal, q in zip(signals, means, strict=True):
-            if not len(q):  # no cost
+            if not q.shape[-1]:  # no cost
                 continue
             metrics |= {f"q_{signal.name}": q, f"loss_q_{signal.name}": out[f"loss_q_{signal.name}"]}
         return metrics

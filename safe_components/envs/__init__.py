@@ -3,6 +3,7 @@
 from safe_components.envs.base import EnvironmentFailure, StateError
 from safe_components.envs.check_env import EnvReport, Finding, check_env
 from safe_components.envs.frame_skip import default_frame_skip
+from safe_components.envs.from_factory import env_from_factory
 from safe_components.envs.gymnasium_batch import GymnasiumBatch
 from safe_components.envs.make_env import lives_on_device, make_env
 from safe_components.envs.point_circle import PointCircle
@@ -17,6 +18,7 @@ __all__ = [
     "StateError",
     "check_env",
     "default_frame_skip",
+    "env_from_factory",
     "lives_on_device",
     "make_env",
     "make_safety_gymnasium",

@@ -14,6 +14,7 @@ from torchrl.data import Bounded, OneHot
 from torchrl.envs import EnvBase, ParallelEnv, RewardSum, TransformedEnv, check_env_specs
 
 from safe_components import keys
+from safe_components.envs.from_factory import env_from_factory
 from safe_components.envs.gymnasium_batch import GymnasiumBatch
 from safe_components.envs.make_env import make_env
 
@@ -113,10 +114,11 @@ def check_env(
 
     Args:
         env: an id for ``make_env``, an environment of TorchRL with a cost, a Gymnasium environment, or a
-            function that makes one of them. A Gymnasium environment is put into a ``GymnasiumBatch``. An
-            environment that was passed in is stepped and reset, and stays open.
+            function or class that makes one of them (see `env_from_factory`). A Gymnasium environment is put
+            into a ``GymnasiumBatch``. An environment that was passed in is stepped and reset, and stays open.
         steps: number of random steps. Episodes up to ten times as long are run to their end.
-        options: handed to ``make_env`` or ``GymnasiumBatch``, for example ``num_envs=2`` or ``cost_keys``.
+        options: handed to ``make_env``, ``env_from_factory`` or ``GymnasiumBatch``, for example
+            ``num_envs=2`` or ``cost_keys``.
 
     A broken law of the specs ends the check, because the other laws rely on them.
 
@@ -173,8 +175,7 @@ def _made(env: Any, options: dict[str, Any]) -> EnvBase:
         return make_env(env, **options)
     if isinstance(env, gymnasium.Env):
         return GymnasiumBatch(lambda: env, **options)
-    made = env()
-    return made if isinstance(made, EnvBase) else GymnasiumBatch(env, **options)
+    return env_from_factory(env, getattr(env, "__name__", "the factory"), **options)
 
 
 def _said(error: BaseException) -> str:

@@ -47,7 +47,7 @@ class GymnasiumBatch(ConstrainedEnv):
     | key | shape | dtype |
     |---|---|---|
     | ``observation`` | [N, o] | float32, flattened |
-    | ``action`` | [N, a] | float32; one-hot for a discrete action space |
+    | ``action`` | [N, a] | float32; one-hot for a Discrete space, side by side for a MultiDiscrete one |
     | ``("next", "reward")`` | [N, 1] | float32, summed over ``frame_skip`` |
     | ``("next", "cost")`` | [N, m] | float32, summed over ``frame_skip`` |
     | ``("next", "terminated" / "truncated" / "done")`` | [N, 1] | bool |

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from torchrl.data import Bounded, OneHot, TensorSpec
+from torchrl.data import Bounded, MultiOneHot, OneHot, TensorSpec
 
 NUMBERS = frozenset("biuf")  # the kinds of NumPy dtypes that are real numbers
 
@@ -102,6 +102,9 @@ def described(x: Any) -> str:
 class ActionReader:
     """Turn actions as TorchRL holds them into those that Gymnasium environments execute.
 
+    A Discrete action is held as a one-hot vector, and a MultiDiscrete action as one such vector for each of
+    its numbers, side by side.
+
     Args:
         space: action space of one environment.
 
@@ -109,7 +112,7 @@ class ActionReader:
         size: length a of an action as TorchRL holds it.
 
     Raises:
-        ValueError: if the space is neither a Box nor a Discrete space, or if a dimension of a Box has no
+        ValueError: if the space is no Box, Discrete or MultiDiscrete space, or if a dimension of a Box has no
             range that policies can compute with.
 
     Example:
@@ -117,15 +120,24 @@ class ActionReader:
         >>> read(np.array([[0.4, 9.0], [1.6, 2.0]], np.float32))
         array([[0, 3],
                [2, 2]])
+        >>> read = ActionReader(spaces.MultiDiscrete([2, 3]))
+        >>> read(np.array([[0.0, 1.0, 1.0, 0.0, 0.0]], np.float32))
+        array([[1, 0]])
     """
 
     def __init__(self, space: spaces.Space[Any]) -> None:
         if isinstance(space, spaces.Box):
             _check_range(space)
-        elif not isinstance(space, spaces.Discrete):
-            raise ValueError(f"action space {space} is not supported: use a Box or a Discrete space")
+        elif not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+            raise ValueError(
+                f"action space {space} is not supported: use a Box, Discrete or MultiDiscrete space; "
+                "gymnasium.wrappers.TransformAction(env, f, space) makes one of another"
+            )
         self.space = space
+        # The numbers of alternatives of a MultiDiscrete space.
+        self._sizes = space.nvec.ravel().tolist() if isinstance(space, spaces.MultiDiscrete) else []
         self.size = int(space.n) if isinstance(space, spaces.Discrete) else int(np.prod(space.shape))
+        self.size = sum(self._sizes) if self._sizes else self.size
         if self.size == 0:
             raise ValueError(f"action space {space} is empty: a policy needs at least one number to choose")
 
@@ -135,6 +147,8 @@ class ActionReader:
         options: dict[str, Any] = {"dtype": torch.float32, "device": device}
         if isinstance(self.space, spaces.Discrete):
             return OneHot(self.size, shape=shape, **options)
+        if self._sizes:
+            return MultiOneHot(self._sizes, shape=shape, **options)
         assert isinstance(self.space, spaces.Box)
         bounds = (np.reshape(bound, -1) for bound in (self.space.low, self.space.high))
         low, high = (torch.as_tensor(bound, **options).expand(shape) for bound in bounds)
@@ -144,9 +158,13 @@ class ActionReader:
         """Return the N actions to execute for finite ``actions`` [N, a].
 
         A Box's action is clipped to its bounds, and rounded if its dtype is an integer. A Discrete action is
-        the argmax.
+        the argmax, and a MultiDiscrete one is the argmax of each part.
         """
         space = self.space
+        if isinstance(space, spaces.MultiDiscrete):
+            parts = np.split(actions, np.cumsum(self._sizes)[:-1], axis=-1)
+            chosen = np.stack([part.argmax(-1) for part in parts], -1).reshape(-1, *space.shape)
+            return (chosen + space.start).astype(space.dtype, copy=False)
         if isinstance(space, spaces.Discrete):
             return (actions.argmax(-1) + int(space.start)).tolist()
         assert isinstance(space, spaces.Box)

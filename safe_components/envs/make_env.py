@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
-import importlib
 import multiprocessing
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,12 +16,14 @@ from torchrl.envs import EnvBase, ParallelEnv
 
 from safe_components.envs.base import check_counts
 from safe_components.envs.bullet import BULLET_ID, make_bullet
+from safe_components.envs.from_factory import env_from_factory
 from safe_components.envs.gpu_simulator import is_gpu_simulator, make_gpu_simulator
 from safe_components.envs.gymnasium_batch import GymnasiumBatch
 from safe_components.envs.headless import render_without_screen
 from safe_components.envs.point_circle import PointCircle
 from safe_components.envs.safety_gymnasium import make_safety_gymnasium, safety_gymnasium_ids
 from safe_components.envs.time_limit import TimeLimit
+from safe_components.ops import import_module, is_import_path
 
 
 def make_env(
@@ -45,10 +46,15 @@ def make_env(
     |---|---|
     | of Safety-Gymnasium, ``"SafetyPointGoal1-v0"`` | the step's own, or its parts with ``cost_keys`` |
     | of Gymnasium, ``"Id-v0"`` or ``"module:Id-v0"`` | ``info["cost"]``, a number or a vector |
+    | ``"package.module:factory"``, a function or class that makes one | as above, or an entry of the step |
     | of bullet-safety-gym, ``"SafetyBallRun-v0"`` | ``info["cost"]``; the package is an optional extra |
     | ``"PointCircle"`` | leaving the band between two walls; see ``PointCircle`` |
     | of Brax, ``"brax/SafetyAntVelocity"`` | 1 while the speed is above a limit; an optional extra |
     | of CRAX, ``"crax/safe_goal_point_level_2"`` | ``info["cost"]``; an optional extra |
+
+    What follows the colon is looked up among the names of the module, and then among the ids that Gymnasium
+    knows after the import. A factory makes a ``gymnasium.Env`` or an ``EnvBase`` of TorchRL; see
+    `env_from_factory` for its arguments. Modules are looked for in the current directory, too.
 
     Observation spaces are flattened into one float32 vector, and discrete actions are one-hot. Actions
     outside the bounds are *executed* clipped to them, but the stored action stays as sampled. Reward and cost
@@ -61,7 +67,7 @@ def make_env(
             process. The copies share TorchRL's overhead of about 0.5 ms per step. To keep about four
             fifths of the raw speed, use 16 copies of tasks that run 2,000 raw steps/s, 64 at 20,000.
         device: where the tensors are put. PointCircle, Brax and CRAX simulate there, too (see
-            ``lives_on_device``); other simulators run on the CPU.
+            ``lives_on_device``), and so may an ``EnvBase`` of your own; other simulators run on the CPU.
         seed: the same seed gives the same episodes, both at construction and with ``env.set_seed(seed)``
             at the next reset. One copy is seeded with the seed itself, several with seeds derived from it
             (see ``GymnasiumBatch``), workers by ``ParallelEnv.set_seed``.
@@ -78,7 +84,7 @@ def make_env(
         step_timeout: seconds after which a call of an environment's ``step`` or ``reset`` counts as hanging
             and is interrupted (see ``GymnasiumBatch``); None waits forever. It has no effect on environments
             that live on the device.
-        kwargs: handed to the environment.
+        kwargs: handed to the environment, or to the factory.
 
     Raises:
         ValueError: if a number is out of range, if the id is unknown (the message suggests similar names), if
@@ -147,18 +153,35 @@ def make_env(
         if max_episode_steps is not None:
             kwargs["episode_length"] = max_episode_steps
         return PointCircle(**shared, **kwargs)
+    if ":" in env_id:
+        factory = _named(env_id)
+        if factory is not None:
+            return env_from_factory(
+                factory,
+                env_id,
+                num_envs=num_envs,
+                device=device,
+                seed=seed,
+                frame_skip=frame_skip,
+                max_episode_steps=max_episode_steps,
+                cost_keys=cost_keys,
+                step_timeout=step_timeout,
+                **kwargs,
+            )
     make = _constructor(env_id, max_episode_steps=max_episode_steps, **kwargs)
     return GymnasiumBatch(make, cost_keys=cost_keys, step_timeout=step_timeout, **shared)
 
 
 def lives_on_device(env_id: str) -> bool:
-    """Return whether an environment simulates on the device of its tensors, in one process.
+    """Return whether an environment may simulate on the device of its tensors, in one process.
+
+    A function of one's own, ``"package.module:name"``, is given the device and may ignore it.
 
     Example:
         >>> lives_on_device("PointCircle"), lives_on_device("SafetyPointGoal1-v0")
         (True, False)
     """
-    return env_id == "PointCircle" or is_gpu_simulator(env_id)
+    return env_id == "PointCircle" or is_gpu_simulator(env_id) or is_import_path(env_id)
 
 
 class _Workers(ParallelEnv):  # type: ignore[misc]  # torchrl has no types
@@ -179,15 +202,14 @@ def _constructor(env_id: str, **options: Any) -> Callable[[], gymnasium.Env[Any,
     if BULLET_ID.fullmatch(env_id):
         return functools.partial(make_bullet, env_id, **options)
     module, _, name = env_id.rpartition(":")
-    if module:
-        _import(module, env_id)  # it registers its ids
     # Safety-Gymnasium comes first, because it also registers its ids with Gymnasium, which cannot make them.
     if name.startswith("Safety") and name in _safety_ids(name):
         return functools.partial(make_safety_gymnasium, name, **options)
     try:
         gymnasium.spec(name)
     except gymnasium.error.Error as error:
-        raise ValueError(f"unknown environment {env_id!r}{_nearest(name)}") from error
+        neither = f": {module!r} has no {name!r}, nor is that an id" if module else ""
+        raise ValueError(f"unknown environment {env_id!r}{neither}{_nearest(name)}") from error
     return functools.partial(_make_gymnasium, name, **options)
 
 
@@ -200,16 +222,13 @@ def _safety_ids(name: str) -> list[str]:
         raise
 
 
-def _import(module: str, env_id: str) -> None:
-    try:
-        importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # a user's module may raise anything
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing is not None and f"{module}.".startswith(f"{missing}."):
-            raise ValueError(f"unknown environment {env_id!r}: there is no module {missing!r}") from error
-        raise ImportError(
-            f"{env_id!r} cannot be made, because importing {module!r} raises {type(error).__name__}: {error}"
-        ) from error
+def _named(env_id: str) -> Any:
+    """Import the module of ``"module:name"``, which may register ids; return what it calls ``name``."""
+    module, _, name = env_id.rpartition(":")
+    part: Any = import_module(module, f"the environment is {env_id!r}")
+    for word in name.split("."):
+        part = getattr(part, word, None)
+    return part
 
 
 def _make_gymnasium(

@@ -5,7 +5,7 @@ from safe_components.ops.base_loss import BaseLoss, Reduction, reduced, require_
 from safe_components.ops.bounds import action_bounds, episode_limits, q_limits
 from safe_components.ops.cost_budget import q_cost_limit
 from safe_components.ops.gaussian_kl import gaussian_kl
-from safe_components.ops.import_part import import_part, is_import_path
+from safe_components.ops.import_part import import_module, import_part, is_import_path
 from safe_components.ops.networks import (
     has_distribution,
     is_gaussian,
@@ -24,6 +24,7 @@ __all__ = [
     "episode_limits",
     "gaussian_kl",
     "has_distribution",
+    "import_module",
     "import_part",
     "is_gaussian",
     "is_import_path",

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-__all__ = ["import_part", "is_import_path"]
+__all__ = ["import_module", "import_part", "is_import_path"]
 
 
 def is_import_path(text: str) -> bool:
@@ -44,23 +45,42 @@ def import_part(path: str, option: str = "import path") -> Any:
     if not is_import_path(path):
         raise ValueError(f"{option} is {path!r}, must be package.module:name")
     module, _, name = path.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-    try:
-        part: Any = importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # a user's module may raise anything
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing is not None and f"{module}.".startswith(f"{missing}."):
-            raise ValueError(
-                f"{option} is {path!r}, but there is no module {missing!r} (Python looks in {here}, too)"
-            ) from error
-        raise ImportError(
-            f"{option} is {path!r}, but importing {module!r} raises {type(error).__name__}: {error}"
-        ) from error
+    part: Any = import_module(module, f"{option} is {path!r}")
     for word in name.split("."):
         if not hasattr(part, word):
             what = f"module {module!r}" if part is sys.modules.get(module) else repr(part)
             raise ValueError(f"{option} is {path!r}, but {what} has no attribute {word!r}")
         part = getattr(part, word)
     return part
+
+
+def import_module(module: str, said: str) -> ModuleType:
+    """Import a module from where Python looks for modules, or else from the current directory.
+
+    Args:
+        module: full name of the module.
+        said: where the name comes from, for error messages.
+
+    Raises:
+        ValueError: if there is no such module.
+        ImportError: if importing it raises an error, which is the ``__cause__``.
+
+    Example:
+        >>> import_module("mth", "the part is 'mth:pi'")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: the part is 'mth:pi', but there is no module 'mth' (Python looks in ..., too)
+    """
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        return importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None and f"{module}.".startswith(f"{missing}."):
+            raise ValueError(
+                f"{said}, but there is no module {missing!r} (Python looks in {here}, too)"
+            ) from error
+        raise ImportError(
+            f"{said}, but importing {module!r} raises {type(error).__name__}: {error}"
+        ) from error

@@ -4,7 +4,7 @@ from safe_components.policies.deployed import DeployedPolicy
 from safe_components.policies.deterministic import TanhBounds, deterministic_policy
 from safe_components.policies.distribution import CholeskyNormal
 from safe_components.policies.gaussian import Covariance, GaussianNet, gaussian_policy
-from safe_components.policies.grid import GridCategorical, grid_actions, grid_policy
+from safe_components.policies.grid import GridCategorical, enumerated_policy, grid_actions, grid_policy
 from safe_components.policies.registry import build_policy, policy_builder, policy_description
 from safe_components.policies.tanh_gaussian import tanh_gaussian_policy
 
@@ -17,6 +17,7 @@ __all__ = [
     "TanhBounds",
     "build_policy",
     "deterministic_policy",
+    "enumerated_policy",
     "gaussian_policy",
     "grid_actions",
     "grid_policy",

@@ -1,4 +1,4 @@
-"""Categorical policies over a grid of actions."""
+"""Categorical policies over a finite set of actions, such as a grid."""
 
 from __future__ import annotations
 
@@ -58,6 +58,58 @@ def grid_actions(
 
 
 @policy_builder
+def enumerated_policy(
+    observation_dim: int,
+    action_low: Sequence[float] | Tensor,
+    action_high: Sequence[float] | Tensor,
+    *,
+    actions: Sequence[Sequence[float]] | Tensor,
+    hidden_sizes: Sequence[int] = (128, 128),
+    observation_key: NestedKey = keys.OBSERVATION,
+) -> ProbabilisticActor:
+    """Return a TorchRL actor that chooses among the rows of ``actions``.
+
+    The rows may be the one-hot vectors of a discrete space, or any other points. TorchRL's exploration mode
+    ``RANDOM`` (the default) draws an action. ``DETERMINISTIC`` returns the most probable action.
+
+    Args:
+        observation_dim: ``o``.
+        action_low: ``[a]``, finite lower bounds; 0 for one-hot vectors.
+        action_high: ``[a]``, finite upper bounds; 1 for one-hot vectors.
+        actions: ``[K, a]``, at least one, inside the bounds.
+        hidden_sizes: width of each hidden layer.
+        observation_key: entry read, ``[..., o]``.
+
+    Returns:
+        An actor that writes ``logits [..., K]`` and ``action [..., a]``.
+
+    Raises:
+        ValueError: if the bounds are infinite or do not match, or if ``actions`` have another shape or leave
+            them.
+
+    Example:
+        >>> from tensordict import TensorDict
+        >>> policy = enumerated_policy(3, [0.0, 0.0], [1.0, 1.0], actions=torch.eye(2), hidden_sizes=(8,))
+        >>> policy(TensorDict({"observation": torch.zeros(4, 3)}, [4]))["action"].sum(-1)
+        tensor([1., 1., 1., 1.])
+    """
+    low, high = action_bounds(action_low, action_high)
+    rows = torch.as_tensor(actions, dtype=torch.float32)
+    if rows.ndim != 2 or len(rows) == 0 or rows.shape[1:] != low.shape:
+        raise ValueError(f"actions must be [K, {len(low)}] with K at least 1, got {tuple(rows.shape)}")
+    if not bool(((low <= rows) & (rows <= high)).all()):
+        raise ValueError(f"actions must lie between {low.tolist()} and {high.tolist()}")
+    network = MLP(observation_dim, len(rows), num_cells=list(hidden_sizes))
+    return ProbabilisticActor(
+        TensorDictModule(network, in_keys=[observation_key], out_keys=["logits"]),
+        in_keys=["logits"],
+        distribution_class=GridCategorical,
+        distribution_kwargs={"actions": rows},
+        default_interaction_type=InteractionType.RANDOM,
+    )
+
+
+@policy_builder
 def grid_policy(
     observation_dim: int,
     action_low: Sequence[float] | Tensor,
@@ -67,10 +119,7 @@ def grid_policy(
     hidden_sizes: Sequence[int] = (128, 128),
     observation_key: NestedKey = keys.OBSERVATION,
 ) -> ProbabilisticActor:
-    """Return a TorchRL actor that chooses among the actions of a grid.
-
-    TorchRL's exploration mode ``RANDOM`` (the default) draws an action. ``DETERMINISTIC`` returns the most
-    probable action.
+    """Return an `enumerated_policy` that chooses among the actions of a grid.
 
     Args:
         observation_dim: ``o``.
@@ -92,12 +141,11 @@ def grid_policy(
         >>> policy(TensorDict({"observation": torch.zeros(4, 3)}, [4]))["logits"].shape
         torch.Size([4, 9])
     """
-    actions = grid_actions(action_low, action_high, levels)
-    network = MLP(observation_dim, len(actions), num_cells=list(hidden_sizes))
-    return ProbabilisticActor(
-        TensorDictModule(network, in_keys=[observation_key], out_keys=["logits"]),
-        in_keys=["logits"],
-        distribution_class=GridCategorical,
-        distribution_kwargs={"actions": actions},
-        default_interaction_type=InteractionType.RANDOM,
+    return enumerated_policy(
+        observation_dim,
+        action_low,
+        action_high,
+        actions=grid_actions(action_low, action_high, levels),
+        hidden_sizes=hidden_sizes,
+        observation_key=observation_key,
     )

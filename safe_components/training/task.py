@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -11,14 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 from tensordict import TensorDictBase
+from torchrl.data import Bounded, MultiOneHot, OneHot
 from torchrl.envs import Compose, EnvBase, ObservationNorm, RewardSum, StepCounter, TransformedEnv
 
 from safe_components import keys
 from safe_components.envs import lives_on_device, make_env
+from safe_components.policies import grid_actions
 from safe_components.training.normalize import fit_observation_norm, observation_norm, scale_steps
 from safe_components.training.options import RecipeConfig, cost_suffixes
 
 __all__ = ["Task"]
+
+# Critics score every action of a set in every state of a batch.
+_MOST_ACTIONS = 4096
 
 
 class Task:
@@ -37,11 +43,11 @@ class Task:
         observation_dim, action_dim, num_costs: sizes of an observation, an action and a vector of costs.
         limits: limits on the costs of an episode, one per cost.
         cost_suffixes: what names each cost at the end of a metric; see `cost_suffixes`.
-        bounds: ``action_low`` and ``action_high``, in the form that policies and critics take.
         norm: TorchRL's ``ObservationNorm``, which is the identity until :meth:`warm_up` fits it.
 
     Raises:
-        ValueError: if the number of limits differs from the number of costs.
+        ValueError: if the number of limits differs from the number of costs, if the environment writes no
+            vector that networks can read, or if the actions are neither numbers in a range nor one-hot.
     """
 
     def __init__(self, config: RecipeConfig) -> None:
@@ -58,15 +64,20 @@ class Task:
         self.device = torch.device(run.device)
         # Some environments simulate on the device of the learner. The others run on the CPU.
         alone = lives_on_device(env.id) and env.num_workers == 1
-        self.env_device = self.device if alone else torch.device("cpu")
         self._make: Callable[..., EnvBase] = functools.partial(make_env, env.id)
-        self._settings = settings = env.arguments | {"device": self.env_device}
+        self._settings = settings = env.arguments | {"device": self.device if alone else torch.device("cpu")}
         self._eval_env = self._make(**(settings | {"num_envs": run.eval_episodes, "num_workers": 1}))
-        action_space = self._eval_env.action_spec_unbatched.space
+        self.env_device: torch.device = self._eval_env.device
+        _check_observation(self._eval_env, env.id)
+        self._action_spec = self._eval_env.action_spec_unbatched
+        if not isinstance(self._action_spec, Bounded | OneHot):  # MultiOneHot is a OneHot
+            raise ValueError(
+                f"{env.id} has actions of TorchRL's kind {type(self._action_spec).__name__}, which no recipe "
+                "chooses: use Bounded, OneHot or MultiOneHot"
+            )
         self.observation_dim: int = self._eval_env.observation_spec[keys.OBSERVATION].shape[-1]
-        self.action_dim: int = action_space.low.shape[-1]
+        self.action_dim: int = self._action_spec.shape[-1]
         self.num_costs: int = self._eval_env.full_reward_spec_unbatched["cost"].shape[-1]
-        self.bounds = {"action_low": action_space.low.cpu(), "action_high": action_space.high.cpu()}
         self.norm = observation_norm(self.observation_dim).to(self.env_device)
         self.cost_suffixes = cost_suffixes(env.cost_keys, self.num_costs)
         if len(self.limits) != self.num_costs:
@@ -76,13 +87,64 @@ class Task:
             )
 
     @property
+    def bounds(self) -> dict[str, Any]:
+        """The arguments ``action_low`` and ``action_high`` of policies and critics for continuous actions.
+
+        Raises:
+            ValueError: if the actions are discrete.
+        """
+        if not isinstance(self._action_spec, Bounded):
+            raise ValueError(
+                f"{self.config.recipe} needs continuous actions, but {self.config.env.id} has discrete ones: "
+                "use discrete_cvpo"
+            )
+        space = self._action_spec.space
+        return {"action_low": space.low.cpu(), "action_high": space.high.cpu()}
+
+    def action_set(self, levels: int) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Return all actions ``[K, a]``, and their bounds in the form of :attr:`bounds`.
+
+        A Discrete space has one action for each alternative, and a MultiDiscrete space one for each
+        combination. Over a continuous space the actions are a grid.
+
+        Args:
+            levels: number of values of each dimension of the grid.
+
+        Raises:
+            ValueError: unless there are between 2 and 4,096 actions.
+        """
+        spec, env_id = self._action_spec, self.config.env.id
+        if isinstance(spec, Bounded):
+            counts, said = [levels] * self.action_dim, f"{levels} levels in {self.action_dim} dimensions"
+            remedy = "use fewer policy.levels, or a recipe for continuous actions such as cvpo"
+        else:
+            counts = [box.n for box in spec.space] if isinstance(spec, MultiOneHot) else [spec.space.n]
+            said = "the product of " + " x ".join(map(str, counts))
+            remedy = "let each decision choose fewer of the numbers, with gymnasium.wrappers.TransformAction"
+        number = math.prod(counts)
+        if number > _MOST_ACTIONS:
+            raise ValueError(
+                f"{env_id} has {number:,} actions ({said}), and at most {_MOST_ACTIONS:,} can all be scored: "
+                + remedy
+            )
+        if number < 2:
+            raise ValueError(f"{env_id} has a single action ({said}): there is nothing to choose")
+        if isinstance(spec, Bounded):
+            return grid_actions(**self.bounds, levels=levels), self.bounds
+        actions: torch.Tensor = spec.enumerate().cpu()
+        return actions, {
+            "action_low": torch.zeros(self.action_dim),
+            "action_high": torch.ones(self.action_dim),
+        }
+
+    @property
     def episode_length(self) -> int:
         """The number of decisions in an episode.
 
         Raises:
             ValueError: if the environment has no time limit.
         """
-        env, steps = self.config.env, self._eval_env.max_episode_steps
+        env, steps = self.config.env, getattr(self._eval_env, "max_episode_steps", None)
         if steps is None:
             raise ValueError(f"{env.id} has no episode length: set --env.max-episode-steps")
         return int(steps) // env.steps_per_action
@@ -122,6 +184,17 @@ class Task:
                 expects. A policy from `load_policy` takes raw observations.
         """
         return TransformedEnv(self._eval_env, self.norm.clone()) if scaled else self._eval_env
+
+
+def _check_observation(env: EnvBase, env_id: str) -> None:
+    spec = env.observation_spec_unbatched.get(keys.OBSERVATION, None)
+    if spec is None or spec.ndim != 1 or not spec.dtype.is_floating_point:
+        found = "no such entry" if spec is None else f"shape {list(spec.shape)}, {spec.dtype}"
+        entries = ", ".join(map(str, env.observation_spec.keys(True, True)))
+        raise ValueError(
+            f"{env_id} must write {keys.OBSERVATION!r} as a vector of floating-point numbers, but there is "
+            f"{found}; it writes {entries}"
+        )
 
 
 def _training_env(make: Callable[..., EnvBase], norm: ObservationNorm, settings: dict[str, Any]) -> EnvBase:

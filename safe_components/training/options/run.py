@@ -31,7 +31,8 @@ class EnvConfig:
     """The environment; the fields are the arguments of ``safe_components.envs.make_env``."""
 
     id: str = "SafetyPointCircle1-v0"
-    """a Safety-Gymnasium id, a Gymnasium id whose info holds ``cost``, or ``PointCircle``"""
+    """a Safety-Gymnasium id, a Gymnasium id whose info holds ``cost``, ``PointCircle``, or a function or
+    class that makes an environment, as package.module:name"""
     num_envs: Copies = 10
     """number of environments that are stepped together, over all processes"""
     num_workers: Copies = 1
