@@ -6,7 +6,9 @@ import re
 
 __all__ = ["default_frame_skip"]
 
-ROLLING = re.compile(r"Safety(Point|Car|Racecar)(Goal|Button|Push|Circle|Run|Race|FadingEasy|FadingHard)\d-v\d+")
+ROLLING = re.compile(
+    r"Safety(Point|Car|Racecar)(Goal|Button|Push|Circle|Run|Race|FadingEasy|FadingHard)\d-v\d+"
+)
 
 
 def default_frame_skip(env_id: str) -> int:

@@ -18,7 +18,8 @@ class CostControl(nn.Module):
     """A multiplier that follows the costs of a run; calling it returns ``λ [m]``.
 
     A price (`PriceConfig`) has no unit. It moves with every batch of frames, by a running average of the cost
-    over all steps, and holds it at a share of the limit. Any other multiplier is in reward per cost and moves by the episodes that have ended.
+    over all steps, and holds it at a share of the limit. Any other multiplier is in reward per cost and moves
+    by the episodes that have ended.
 
     Args:
         multiplier: settings of the multiplier, or of CRPO's switch.
