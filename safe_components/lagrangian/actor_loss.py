@@ -177,7 +177,7 @@ class LagrangianActorLoss(BaseLoss):
             action = action.detach().requires_grad_()
             q_reward, q_cost = self._values(observation, action)
         norms = []
-        for value in (q_reward, *q_cost.split(1, -1)):
+        for value in torch.cat([q_reward, q_cost], -1).unbind(-1):
             slope = torch.autograd.grad(value.sum(), action, retain_graph=True)[0]
             norms.append(slope.square().sum(-1).mean().sqrt())
         return torch.stack(norms)
