@@ -45,7 +45,8 @@ class StudyConfig(RunConfig):
     """Settings of a study; ``seed`` is its first seed and ``run_dir`` is its directory."""
 
     variants: tuple[str, ...] = ()
-    """variants to compare, each NAME[:PATH=VALUE[,PATH=VALUE...]]; --list shows the names"""
+    """variants to compare, each NAME[:PATH=VALUE[,PATH=VALUE...]]; --list shows the names; NAME may also be
+    a recipe of your own, my_recipe.py or package.my_recipe, or package.module:name of variants of your own"""
     seeds: options.Repeats = 5
     """number of runs of each variant, with the seeds --seed, --seed + 1, ..."""
     changes: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="PATH=VALUE")] = ()

@@ -16,7 +16,16 @@ from safe_components.studies.statistics import (
     rolling_mean,
     summarize,
 )
-from safe_components.studies.variants import VARIANTS, Choice, Variant, choose, variant_table
+from safe_components.studies.variants import (
+    VARIANTS,
+    Choice,
+    Variant,
+    choose,
+    choose_all,
+    register_variant,
+    unregister_variant,
+    variant_table,
+)
 
 __all__ = [
     "VARIANTS",
@@ -31,6 +40,7 @@ __all__ = [
     "Variant",
     "check_limits",
     "choose",
+    "choose_all",
     "columns_of",
     "episode_mean",
     "frames_to_best",
@@ -44,9 +54,11 @@ __all__ = [
     "plot_comparison",
     "read_study",
     "record_study",
+    "register_variant",
     "rolling_mean",
     "run_members",
     "summarize",
+    "unregister_variant",
     "variant_table",
     "write_results",
 ]
