@@ -164,6 +164,11 @@ _VARIANTS: dict[str, Variant] = {
         "CRPO: reward while the costs keep their limits, costs alone otherwise",
         {"multiplier": "crpo"},
     ),
+    "saute": Variant(
+        "ppo_lag",
+        "Sauté: PPO without a price; the reward ends with the budget, which the policy sees",
+        {"multiplier": "none", "env.saute": 0.0},
+    ),
 }
 
 

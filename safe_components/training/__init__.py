@@ -13,7 +13,7 @@ from safe_components.training.config import (
     with_run,
     with_value,
 )
-from safe_components.training.control import CostControl
+from safe_components.training.control import CostControl, RangeControl
 from safe_components.training.curves import plot_curves, plot_diagnosis, read_metrics, with_gaps
 from safe_components.training.deploy import export_policy, load_policy, save_policy
 from safe_components.training.diagnosis import Diagnosis
@@ -52,6 +52,7 @@ __all__ = [
     "Loop",
     "MetricsWriter",
     "OffPolicyConfig",
+    "RangeControl",
     "RecipeConfig",
     "Replay",
     "Run",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -194,6 +194,7 @@ class CriticConfig:
 class OffPolicyConfig(RecipeConfig):
     """Options of every off-policy recipe; each recipe adds groups of its own."""
 
+    follows_limits: ClassVar[bool] = False
     collect: OffPolicyCollectConfig = OffPolicyCollectConfig()
     replay: ReplayConfig = ReplayConfig()
     policy: PolicyConfig = PolicyConfig()

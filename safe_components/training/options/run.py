@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import tyro
 
@@ -15,7 +15,9 @@ from safe_components.training.options.device import usable_device
 from safe_components.training.options.ranges import (
     Copies,
     Count,
+    Limits,
     Positive,
+    Real,
     Repeats,
     Seed,
     Steps,
@@ -27,7 +29,7 @@ __all__ = ["EnvConfig", "RecipeConfig", "RunConfig", "cost_suffixes"]
 
 @dataclasses.dataclass(frozen=True)
 class EnvConfig:
-    """The environment; the fields are the arguments of ``safe_components.envs.make_env``."""
+    """The environment: the arguments of ``safe_components.envs.make_env``, and what is shown of the limit."""
 
     id: str = "SafetyPointCircle1-v0"
     """a Safety-Gymnasium id, a Gymnasium id whose info holds ``cost``, ``PointCircle``, or a function or
@@ -40,10 +42,35 @@ class EnvConfig:
     """environment steps per action; their rewards and costs are summed"""
     max_episode_steps: Steps | None = None
     """environment steps in an episode; None keeps the environment's own limit"""
+    saute: Real | None = None
+    """Sauté: reward of a step once cost_limit is used up, whose rest the policy sees; None turns it off"""
+    limits: Limits = ()
+    """range of limits: each episode draws its own, which the policy sees; empty holds all to cost_limit"""
     cost_keys: tuple[str, ...] = ("cost",)
     """entries of the environment's info that hold the cost signals; ignored with cost_limit none"""
     step_timeout: Positive | None = 120.0
     """seconds after which a step or reset of an environment counts as hanging and ends the run; None waits"""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of ``make_env``."""
+        return {name: value for name, value in vars(self).items() if name not in ("saute", "limits")}
+
+    def validate(self, config: RecipeConfig) -> None:
+        """Raise ValueError unless the limits are a range that the recipe can follow, without Sauté."""
+        if self.limits and not (len(self.limits) == 2 and self.limits[0] < self.limits[1]):
+            raise ValueError(f"env.limits is {self.limits}, must be the smallest and the largest limit")
+        if self.limits and self.saute is not None:
+            raise ValueError(f"env.limits is {self.limits} and env.saute is {self.saute}: choose one of them")
+        if self.limits and not config.follows_limits:
+            raise ValueError(
+                f"env.limits is {self.limits}, but {config.recipe} holds all episodes to cost_limit: "
+                "leave it empty, or take the recipe ppo_lag"
+            )
+        if self.saute is not None and not all(config.budget.cost_limit or (0.0,)):
+            raise ValueError(
+                f"env.saute needs a positive cost_limit, but cost_limit is {config.budget.cost_limit or None}"
+            )
 
     @property
     def file_name(self) -> str:
@@ -130,9 +157,11 @@ class RecipeConfig:
 
     Attributes:
         recipe: name of the recipe, which names its runs and its section in settings files.
+        follows_limits: whether the recipe holds each episode to a limit of its own.
     """
 
     recipe: ClassVar[str] = "recipe"
+    follows_limits: ClassVar[bool] = True
     env: EnvConfig = EnvConfig()
     run: tyro.conf.OmitArgPrefixes[RunConfig] = RunConfig()
     budget: BudgetConfig = BudgetConfig()
