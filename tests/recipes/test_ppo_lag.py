@@ -258,7 +258,7 @@ def test_it_runs_on_cuda(training):
         (["--algorithm.clip", "-0.1"], "clip"),
         (["--algorithm.clip", "1.5"], "clip"),
         (["--multiplier.rate", "-1"], "-1"),
-        (["--env.limits", "75", "5"], "must be the smallest and the largest limit"),
+        (["--env.limits", "75", "5"], "must be two limits, the smaller first"),
         (["--env.limits", "5", "75", "--env.saute", "0"], "choose one of them"),
         (["--env.limits", "5", "75", "--multiplier", "gradient"], "use --multiplier price"),
         (["--env.saute", "0", "--cost-limit", "0"], "needs a positive cost_limit"),

@@ -24,7 +24,7 @@ ZERO = {
     "collect.workers", "critics.cost_std", "critics.polyak", "critics.warmup_updates", "reference.eps",
     "policy.polyak", "policy.exploration_std", "algorithm.smoothing_std", "algorithm.smoothing_clip",
     "entropy.target", "advantage.gae_lambda", "update.kl_stop", "algorithm.entropy_coef",
-    "multiplier.tolerance", "env.saute", "env.limits",
+    "multiplier.tolerance", "env.saute",
     *(f"{of}.{name}" for of in ("multiplier", "budget.feedback") for name in ("kp", "ki", "kd", "init")),
     "trust_region.coef_mean", "trust_region.coef_cov",
 }  # fmt: skip

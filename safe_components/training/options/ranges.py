@@ -15,6 +15,7 @@ __all__ = [
     "Copies",
     "Count",
     "KeptShare",
+    "LimitRange",
     "Limits",
     "NotNegative",
     "Positive",
@@ -115,4 +116,14 @@ Limits: TypeAlias = Annotated[
         is_instance=lambda value: isinstance(value, tuple),
         str_from_instance=lambda limits: [str(limit) for limit in limits] or ["none"],
     ),
+]
+
+
+def _is_range(ends: tuple[float, ...]) -> bool:
+    return len(ends) == 2 and ends[0] < ends[1]
+
+
+LimitRange: TypeAlias = Annotated[
+    tuple[NotNegative, ...],
+    Range("two limits, the smaller first", lambda ends: not ends or _is_range(ends)),
 ]

@@ -15,7 +15,7 @@ from safe_components.training.options.device import usable_device
 from safe_components.training.options.ranges import (
     Copies,
     Count,
-    Limits,
+    LimitRange,
     Positive,
     Real,
     Repeats,
@@ -44,7 +44,7 @@ class EnvConfig:
     """environment steps in an episode; None keeps the environment's own limit"""
     saute: Real | None = None
     """Sauté: reward of a step once cost_limit is used up, whose rest the policy sees; None turns it off"""
-    limits: Limits = ()
+    limits: LimitRange = ()
     """range of limits: each episode draws its own, which the policy sees; empty holds all to cost_limit"""
     cost_keys: tuple[str, ...] = ("cost",)
     """entries of the environment's info that hold the cost signals; ignored with cost_limit none"""
@@ -57,9 +57,7 @@ class EnvConfig:
         return {name: value for name, value in vars(self).items() if name not in ("saute", "limits")}
 
     def validate(self, config: RecipeConfig) -> None:
-        """Raise ValueError unless the limits are a range that the recipe can follow, without Sauté."""
-        if self.limits and not (len(self.limits) == 2 and self.limits[0] < self.limits[1]):
-            raise ValueError(f"env.limits is {self.limits}, must be the smallest and the largest limit")
+        """Raise ValueError unless the recipe can follow the limits, and Sauté has a budget."""
         if self.limits and self.saute is not None:
             raise ValueError(f"env.limits is {self.limits} and env.saute is {self.saute}: choose one of them")
         if self.limits and not config.follows_limits:
