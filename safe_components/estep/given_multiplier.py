@@ -80,6 +80,11 @@ class GivenMultiplierSolver(nn.Module):
             )
 
     @property
+    def multiplier(self) -> Callable[[], Tensor]:
+        """The function that returns the multipliers."""
+        return self._multiplier[0]
+
+    @property
     def synchronizes(self) -> bool:
         """False if a call never waits for the device; then no argument is checked for its values."""
         return self.solver.synchronizes

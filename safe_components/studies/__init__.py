@@ -1,5 +1,6 @@
 """Studies over many runs, which compare variants of the algorithms over seeds in a table and a figure."""
 
+from safe_components.studies.batch import batches_of, run_batches
 from safe_components.studies.figure import over_seeds, plot_comparison
 from safe_components.studies.plan import Member, check_limits, plan
 from safe_components.studies.pool import Job, LocalPool, Pool
@@ -38,6 +39,7 @@ __all__ = [
     "RayPool",
     "Summary",
     "Variant",
+    "batches_of",
     "check_limits",
     "choose",
     "choose_all",
@@ -56,6 +58,7 @@ __all__ = [
     "record_study",
     "register_variant",
     "rolling_mean",
+    "run_batches",
     "run_members",
     "summarize",
     "unregister_variant",
