@@ -3,13 +3,14 @@
     python recipes/evaluate.py runs/cvpo-PointCircle-seed0-...
     python recipes/evaluate.py RUN_DIR --episodes 100 --seed 7 --actions sampled
     python recipes/evaluate.py RUN_DIR --video
+    python recipes/evaluate.py RUN_DIR --cost-limit 10        # another limit, for a policy that sees it
     python recipes/evaluate.py RUN_DIR --recipe my_cvpo.py    # whose policy has a builder of its own
 
 The policy of the newest checkpoint acts in whole episodes, first with its mean action and then with sampled
 actions. Any recipe may have trained it. The program prints reward, costs, length and the share of episodes
-over a limit. It appends each episode as a row to ``RUN_DIR/evaluation.csv``. With the seed and the number of
-episodes of the run, the episodes of the mean action are those of ``eval_reward`` and ``eval_cost`` in its
-``metrics.csv``.
+over a limit. It appends each episode as a row to ``RUN_DIR/evaluation.csv``, or with ``--cost-limit 10`` to
+``evaluation-limit-10.csv``. With the seed and the number of episodes of the run, the episodes of the mean
+action are those of ``eval_reward`` and ``eval_cost`` in its ``metrics.csv``.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class Config:
     """number of episodes of each kind; a number above 50 is rounded up to a multiple of 50"""
     seed: options.Seed = 0
     """seed of the environments and of the sampled actions"""
+    cost_limit: options.Limits = ()
+    """limits on the costs of an episode; empty for those of the run. A policy of --env.limits keeps them"""
     actions: Literal["both", "mean", "sampled"] = "both"
     """the mean action, sampled actions as in training, or both, one after the other"""
     video: bool = False
@@ -144,6 +147,8 @@ def main(config: Config) -> None:
     # Every recipe has these settings.
     shared = {path: _setting(saved["config"], path) for path in ("env", "budget.cost_limit", "run.threads")}
     trained = overlay(RecipeConfig(), shared, str(config.run_dir / "config.yaml"))
+    if config.cost_limit:
+        trained = overlay(trained, {"budget.cost_limit": config.cost_limit}, "--cost-limit")
     copies = min(config.episodes, _MOST_COPIES)
     settings = with_run(trained, eval_episodes=copies, seed=config.seed, device=config.device)
     validate(settings)
@@ -159,7 +164,7 @@ def main(config: Config) -> None:
 
     task = Task(settings)
     limits = {f"cost{name}": limit for name, limit in zip(task.cost_suffixes, task.limits, strict=True)}
-    path = config.run_dir / "evaluation.csv"
+    path = config.run_dir / f"evaluation{''.join(f'-limit-{limit:g}' for limit in config.cost_limit)}.csv"
     _refuse_other_columns(path, limits)
     said = str(path)
     for kind, policy in policies.items():
@@ -181,6 +186,7 @@ def main(config: Config) -> None:
                 episodes=config.video_episodes,
                 seed=config.seed,
                 device=task.device,
+                wrap=task.with_inputs,
             )
         )
 

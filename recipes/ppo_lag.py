@@ -12,8 +12,8 @@ Here ``r`` is the ratio of the action's probability to its probability under the
 advantages are generalized advantage estimates of the reward and of each cost. The episodes that end in a
 batch of frames move the multipliers. The batch then serves a few epochs of updates and is dropped. FOCOPS
 replaces the clipped objective by a fit to the best distribution near the old policy. CRPO has no multipliers:
-it climbs ``A_r`` while the costs keep their limits, and ``-A_c`` otherwise. Every metric is defined in
-docs/metrics.md.
+it climbs ``A_r`` while the costs keep their limits, and ``-A_c`` otherwise. With ``--env.limits LOW HIGH``
+each episode has a limit of its own, which the policy sees. Every metric is defined in docs/metrics.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,17 @@ from torchrl.objectives.value import GAE
 from safe_components import keys
 from safe_components.critics import Copy
 from safe_components.lagrangian import FOCOPSLoss
-from safe_components.training import CostControl, Learner, Loop, Run, Task, launch, options, require_memory
+from safe_components.training import (
+    CostControl,
+    Learner,
+    Loop,
+    RangeControl,
+    Run,
+    Task,
+    launch,
+    options,
+    require_memory,
+)
 
 # Entries that the advantage estimation of the cost renames, with the prefix ``cost_``.
 COST_KEYS = ("value", "advantage", "value_target", "done", "terminated")
@@ -119,7 +129,7 @@ class Config(options.RecipeConfig):
     values: ValuesConfig = ValuesConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     # The gains are larger than in off-policy recipes, where the multiplier moves more often.
-    multiplier: options.Multiplier | options.CRPOConfig = options.PriceConfig()
+    multiplier: options.Multiplier | options.CRPOConfig | None = options.PriceConfig()
     algorithm: PPOConfig | FOCOPSConfig = PPOConfig()
     update: UpdateConfig = UpdateConfig()
 
@@ -155,12 +165,12 @@ def add_advantage(
         reward_gae: estimator that reads the reward and writes ``advantage`` and ``value_target``.
         cost_gae: estimator that reads the costs ``[..., T, m]``; its other keys are ``COST_KEYS`` with the
             prefix ``cost_``.
-        lam: multipliers ``[m]``.
+        lam: multipliers ``[m]``, or those of each step ``[..., T, m]``.
         in_spreads: whether they are prices: ``λ_i = θ_i std A_r / std A_c,i``.
         switch: whether they are CRPO's.
 
     Returns:
-        ``λ [m]``, reward per cost.
+        ``λ [m]``, reward per cost, the mean over the steps.
     """
     cost = steps[keys.COST]
     for name in ("done", "terminated"):  # GAE needs one flag per cost
@@ -170,10 +180,11 @@ def add_advantage(
     if in_spreads and len(lam):
         spread = steps["cost_advantage"].flatten(0, -2).std(0)
         lam = torch.where(spread > 0, lam * steps["advantage"].std() / spread, 0.0)
-    weight = 1 - lam.sum() if switch else 1.0
+    total = lam.sum(-1, keepdim=True)
+    weight = 1 - total if switch else 1.0
     penalty = (steps["cost_advantage"] * lam).sum(-1, keepdim=True)
-    steps["advantage"] = (weight * steps["advantage"] - penalty) / (weight + lam.sum())
-    return lam
+    steps["advantage"] = (weight * steps["advantage"] - penalty) / (weight + total)
+    return lam.reshape(-1, lam.shape[-1]).mean(0)
 
 
 def standardize(advantage: torch.Tensor) -> torch.Tensor:
@@ -193,9 +204,12 @@ class PPOLag(Learner):
         self.reward_value = make_value(config, task, 1, "state_value")
         self.cost_value = make_value(config, task, task.num_costs, "cost_value")
         self.budget = config.budget.make()
-        self.control = CostControl(config.multiplier, config, task, config.collect.frames_per_batch).to(
-            task.device
-        )
+        self.control: CostControl | RangeControl | None = None
+        if config.env.limits:
+            self.control = RangeControl(config.multiplier, config, task, config.collect.frames_per_batch)
+        elif config.multiplier is not None:
+            self.control = CostControl(config.multiplier, config, task, config.collect.frames_per_batch)
+        self.to(task.device)
         discounts = {"gamma": advantage.gamma, "lmbda": advantage.gae_lambda, "device": task.device}
         self.reward_gae = GAE(value_network=self.reward_value, **discounts)
         self.cost_gae = GAE(value_network=self.cost_value, **discounts)
@@ -209,7 +223,10 @@ class PPOLag(Learner):
 
     def epochs(self, steps: TensorDictBase) -> Iterator[tuple[TensorDictBase, ...]]:
         """Yield the batches of each pass over steps ``[N, T]``, until the policy has moved too far."""
-        price, in_spreads = self.control(), self.control.in_spreads
+        price, in_spreads = steps[keys.COST].new_zeros(steps[keys.COST].shape[-1]), False
+        if self.control is not None:
+            price = self.control(steps) if isinstance(self.control, RangeControl) else self.control()
+            in_spreads = self.control.in_spreads
         self.lam = add_advantage(steps, self.reward_gae, self.cost_gae, price, in_spreads, self.switch)
         steps = steps.select(*LEARNED_FROM).reshape(-1)
         if self.old_policy is not None:
@@ -249,7 +266,15 @@ class PPOLag(Learner):
     def observe(self, steps: TensorDictBase, episode_costs: torch.Tensor, frames: int) -> None:
         """Move the limit and the multiplier between two batches of frames."""
         self.budget.observe(episode_costs, frames)
-        self.control.observe(self.budget.cost_limit, steps, episode_costs)
+        if isinstance(self.control, RangeControl):
+            self.control.observe(steps)
+        elif self.control is not None:
+            self.control.observe(self.budget.cost_limit, steps, episode_costs)
+
+    def metrics(self) -> dict[str, torch.Tensor]:
+        """Return the metrics of a batch of frames."""
+        price = {} if self.control is None else self.control.metrics()
+        return price | {"lambda": self.lam, "kl": self.kl}
 
 
 def main(config: Config) -> PPOLag:
@@ -267,7 +292,7 @@ def main(config: Config) -> PPOLag:
                 for batch in batches:
                     run.count_update()
                     loop.record(learner.update(batch))
-            loop.record(learner.control.metrics() | {"lambda": learner.lam, "kl": learner.kl})
+            loop.record(learner.metrics())
             loop.report(shown=("lambda", "kl"))
     return learner
 

@@ -1,6 +1,7 @@
 """Comparison of variants of the algorithms over seeds, in one table and one figure.
 
     python recipes/study.py --variants cvpo no-kl sac-lag --seeds 5 --env.id PointCircle
+    python recipes/study.py --batched --variants cvpo cvpo:estep.epsilon=0.2 --env.id PointCircle
     python recipes/study.py --list                          # list the variants
     python recipes/study.py --report --run-dir runs/study-PointCircle
 
@@ -26,11 +27,13 @@ from safe_components.studies import (
     LocalPool,
     Pool,
     RayPool,
+    batches_of,
     check_limits,
     hold,
     merge,
     plan,
     record_study,
+    run_batches,
     run_members,
     variant_table,
     write_results,
@@ -45,7 +48,8 @@ class StudyConfig(RunConfig):
     """Settings of a study; ``seed`` is its first seed and ``run_dir`` is its directory."""
 
     variants: tuple[str, ...] = ()
-    """variants to compare, each NAME[:PATH=VALUE[,PATH=VALUE...]]; --list shows the names"""
+    """variants to compare, each NAME[:PATH=VALUE[,PATH=VALUE...]]; --list shows the names; NAME may also be
+    a recipe of your own, my_recipe.py or package.my_recipe, or package.module:name of variants of your own"""
     seeds: options.Repeats = 5
     """number of runs of each variant, with the seeds --seed, --seed + 1, ..."""
     changes: Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="PATH=VALUE")] = ()
@@ -56,6 +60,8 @@ class StudyConfig(RunConfig):
     """"local" starts Ray on this machine; HOST:PORT uses a cluster with the same files; None turns Ray off"""
     ray_gpus: options.NotNegative = 0.0
     """share of a GPU that each run reserves on Ray"""
+    batched: bool = False
+    """train all runs in this process, with the updates of runs that differ only in numbers as one batch"""
     report: bool = False
     """only write the tables and the figure again, from the existing rows"""
     list_variants: Annotated[bool, tyro.conf.arg(name="list")] = False
@@ -139,12 +145,18 @@ def main(config: Config, arguments: Sequence[str]) -> None:
         changes=changes,
     )
     check_limits(members)
+    batches = batches_of(members) if study.batched else []
+    if study.batched and (study.jobs or study.ray):
+        raise ValueError("--batched trains all runs in this process: leave out --jobs and --ray")
     merge(directory, members)  # check before anything is started or written
     pool = make_pool(study)
     try:
         with hold(directory):
             record_study(directory, members, shlex.join(["python", "recipes/study.py", *arguments]))
-            outcome = run_members(members, pool, study.progress)
+            if study.batched:
+                outcome = run_batches(batches, study.progress)
+            else:
+                outcome = run_members(members, pool, study.progress)
             print(write_results(directory).read_text())
     finally:
         pool.close()

@@ -3,7 +3,7 @@
     safe-components list
     safe-components run cvpo --env.id PointCircle --cost-limit 10
     safe-components copy cvpo my_cvpo.py
-    safe-components run my_cvpo.py --env.id PointCircle
+    safe-components run my_cvpo.py --env.id PointCircle          # or package.my_cvpo
     safe-components export RUN_DIR policy.onnx
 
 ``run`` is equivalent to ``python RECIPE.py OPTIONS``. ``python -m safe_components`` is the same command.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import importlib.util
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -94,7 +95,7 @@ def _run(recipe: str, options: Sequence[str]) -> None:
     """Run ``python RECIPE.py OPTIONS`` in this process, with this command in the recipe's usage line."""
     path = Path(recipe).absolute()
     if path.suffix != ".py":
-        path = _find(recipe, _recipes(), "recipe")
+        path = _module_file(recipe) if "." in recipe else _find(recipe, _recipes(), "recipe")
     elif not path.is_file():
         raise SystemExit(f"error: there is no file {recipe!r}")
     sys.argv = [f"safe-components run {recipe}", *options]
@@ -105,6 +106,18 @@ def _run(recipe: str, options: Sequence[str]) -> None:
     program.__file__ = str(path)
     sys.modules["__main__"] = program
     exec(compile(path.read_bytes(), path, "exec"), vars(program))
+
+
+def _module_file(name: str) -> Path:
+    """Return the file of the module ``package.my_recipe``, which may lie below the current directory."""
+    sys.path.append(str(Path.cwd()))
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"error: there is no recipe {name!r}: {error}") from None
+    if spec is None or spec.origin is None:
+        raise SystemExit(f"error: there is no module {name!r}")
+    return Path(spec.origin)
 
 
 def _copy(name: str, file: Path) -> None:

@@ -21,6 +21,8 @@ are its defaults.
 | ``("next", "episode_reward")`` | [B, 1] | undiscounted sum so far | ``RewardSum`` | episode statistics |
 | ``("next", "episode_cost")`` | [B, m] | undiscounted sum so far | ``RewardSum`` | episode statistics |
 | ``("next", "step_count")`` | [B, 1] | steps of the episode so far | ``StepCounter`` | episode statistics |
+| ``budget_left`` | [B, m] | share of the cost limit | ``Saute`` | environment |
+| ``cost_limit`` | [B, m] | cost per episode | ``SampledLimit`` | environment, ``RangeControl`` |
 | ``steps_to_next_obs`` | [B] | steps | replay | critics |
 | ``index`` | [B] | position in the buffer | replay | prioritized replay |
 | ``_weight`` | [B] | importance weight; absent means 1 | prioritized replay | critics |

@@ -9,8 +9,11 @@ from torch import nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 from torchrl.modules import ProbabilisticActor
 
+from safe_components.critics import CriticPair, QEnsemble
+from safe_components.estep import NewtonDualSolver
 from safe_components.policies import deterministic_policy, gaussian_policy, policy_builder
 from safe_components.policies.mlp import mlp
+from safe_components.studies import Variant
 
 
 class Head(nn.Module):
@@ -81,3 +84,39 @@ class Pushes(Corridor):
 
 
 gymnasium.register("Pushes-v0", entry_point=Pushes, max_episode_steps=50)
+
+
+class Counting(NewtonDualSolver):
+    """Newton's method that counts its calls."""
+
+    calls = 0
+
+    def solve(self, *arguments, **keywords):
+        type(self).calls += 1
+        return super().solve(*arguments, **keywords)
+
+
+def plain_solver(lam_max):
+    """A function of the E-step's problem, which is no DualSolver."""
+    newton = NewtonDualSolver(lam_max=lam_max)
+    return lambda q_reward, q_cost, epsilon, cost_limits, log_prior=None: newton(
+        q_reward, q_cost, epsilon, cost_limits, log_prior
+    )
+
+
+def two_critics(observation_dim, action_dim, *, num_reward_members, num_cost_members, num_costs, **options):
+    options.pop("scoring_dtype")
+    sizes = (observation_dim, action_dim)
+    reward = QEnsemble(*sizes, num_members=num_reward_members, **options)
+    return CriticPair(
+        reward, QEnsemble(*sizes, num_members=num_cost_members, num_outputs=num_costs, **options)
+    )
+
+
+def critics_without_costs(observation_dim, action_dim, *, num_reward_members, **options):
+    reward = QEnsemble(observation_dim, action_dim, num_members=num_reward_members)
+    return CriticPair(reward, reward)
+
+
+FAST = Variant("cvpo", "two gradient steps at twice the step size", {"policy.lr": 0.002})
+VARIANTS = {"own-slow": Variant("cvpo", "a tenth", {"policy.lr": 1e-4}), "own-fast": FAST}

@@ -95,7 +95,8 @@ class CriticLearner(nn.Module):
         """Set the units of the critic and of its target, such as ``reward [1]`` and ``cost [m]``.
 
         The values change by these factors, so this is for critics that have not learned yet. Rewards times
-        1,000 with a unit times 1,000 then give the same course of training, in other units.
+        1,000 with a unit times 1,000 then give the same course of training, in other units. A critic without
+        a method ``set_units`` keeps the task's units.
 
         Raises:
             ValueError: if a unit is not positive and finite.
@@ -103,6 +104,8 @@ class CriticLearner(nn.Module):
         for name, unit in units.items():
             if not bool(((unit > 0) & unit.isfinite()).all()):
                 raise ValueError(f"unit of {name}={unit.tolist()} must be positive and finite")
+        if not hasattr(self.critic, "set_units"):
+            return
         for params in (self.loss.critic_params, self.loss.target_critic_params):
             with swapped(self.critic, params):
                 self.critic.set_units(**units)  # type: ignore[operator]  # a method of the critic's own

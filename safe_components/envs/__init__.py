@@ -8,6 +8,8 @@ from safe_components.envs.gymnasium_batch import GymnasiumBatch
 from safe_components.envs.make_env import lives_on_device, make_env
 from safe_components.envs.point_circle import PointCircle
 from safe_components.envs.safety_gymnasium import make_safety_gymnasium, safety_gymnasium_ids
+from safe_components.envs.sampled_limit import SampledLimit
+from safe_components.envs.saute import Saute
 
 __all__ = [
     "EnvReport",
@@ -15,6 +17,8 @@ __all__ = [
     "Finding",
     "GymnasiumBatch",
     "PointCircle",
+    "SampledLimit",
+    "Saute",
     "StateError",
     "check_env",
     "default_frame_skip",

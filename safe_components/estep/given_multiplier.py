@@ -44,8 +44,8 @@ class GivenMultiplierSolver(nn.Module):
             cost in any case.
 
     Raises:
-        ValueError: in the call, if ``multiplier`` returns another shape or a negative number, and whatever
-            ``solver`` raises.
+        ValueError: if ``solver`` is no `DualSolver`; in the call, if ``multiplier`` returns another shape or
+            a negative number, and whatever ``solver`` raises.
 
     Source: the E-step of MPO (Abdolmaleki et al. 2018, arXiv 1806.06920, eq. 9) with a penalized reward.
 
@@ -72,6 +72,17 @@ class GivenMultiplierSolver(nn.Module):
         # A tuple keeps the multiplier out of this module's state: its owner saves it.
         self._multiplier = (multiplier,)
         self.solver = NewtonDualSolver() if solver is None else solver
+        if not isinstance(self.solver, DualSolver):
+            raise ValueError(
+                "the multiplier is given, so the solver must be a DualSolver, which solves for the "
+                f"temperature alone, got a {type(self.solver).__name__}: derive it from DualSolver, or let "
+                "it solve for the multiplier, too (in recipes, --multiplier dual)"
+            )
+
+    @property
+    def multiplier(self) -> Callable[[], Tensor]:
+        """The function that returns the multipliers."""
+        return self._multiplier[0]
 
     @property
     def synchronizes(self) -> bool:

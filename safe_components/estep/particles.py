@@ -86,6 +86,10 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
 
     #: A call never waits for the device.
     synchronizes = False
+    policy: Any
+    policy_params: TensorDictBase | None
+    critic: Any
+    critic_params: TensorDictBase | None
 
     def __init__(
         self,
@@ -114,9 +118,9 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
             )
         if not self._is_gaussian and antithetic:
             raise ValueError(f"antithetic particles need a Gaussian that writes {LOC!r} and {SCALE_TRIL!r}")
-        # Tuples keep the networks out of this module's parameters: the losses own and save them.
-        self._policy = (policy, policy_params)
-        self._critic = (critic, critic_params)
+        # Kept out of this module's parameters: the losses own and save them.
+        self.__dict__.update(policy=policy, policy_params=policy_params)
+        self.__dict__.update(critic=critic, critic_params=critic_params)
         self.num_particles = num_particles
         self.reward_aggregate = reward_aggregate
         self.cost_aggregate = cost_aggregate
@@ -144,7 +148,7 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
         return tensordict
 
     def _gaussian(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor]:
-        policy, params = self._policy
+        policy, params = self.policy, self.policy_params
         inputs = self._inputs(tensordict)
         network = single_network(policy)
         if network is not None:
@@ -157,9 +161,8 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
 
     def _samples(self, tensordict: TensorDictBase) -> Tensor:
         """``K`` actions per state ``[B, K, ...]`` from the policy's own distribution."""
-        policy, params = self._policy
-        with swapped(policy, params):
-            return self.drawn(policy, self._inputs(tensordict))
+        with swapped(self.policy, self.policy_params):
+            return self.drawn(self.policy, self._inputs(tensordict))
 
     def drawn(self, policy: Any, inputs: TensorDictBase) -> Tensor:
         """``K`` actions per state ``[B, K, ...]`` from the distribution of any policy, as it is now."""
@@ -168,7 +171,7 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
         return action.movedim(0, len(dist.batch_shape))
 
     def _inputs(self, tensordict: TensorDictBase) -> TensorDictBase:
-        return tensordict.select(*getattr(self._policy[0], "in_keys", self.in_keys))
+        return tensordict.select(*getattr(self.policy, "in_keys", self.in_keys))
 
     def _noise(self, loc: Tensor) -> Tensor:
         draws = self.num_particles // 2 if self.antithetic else self.num_particles
@@ -177,7 +180,7 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
 
     def critic_snapshot(self) -> TensorDictBase | None:
         """Return a copy of the parameters that score the particles; None for a critic without any."""
-        critic, params = self._critic
+        critic, params = self.critic, self.critic_params
         if params is None:
             if not isinstance(critic, nn.Module):
                 return None
@@ -195,8 +198,7 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
             action: ``[B, K, a]``.
             params: parameters of the critic, such as a :meth:`critic_snapshot`; None takes the present ones.
         """
-        critic, own = self._critic
-        params = own if params is None else params
+        critic, params = self.critic, self.critic_params if params is None else params
         module: Any = critic
         with swapped(module, params):
             scores = critic(observation, action)

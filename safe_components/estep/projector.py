@@ -102,7 +102,10 @@ class EStepProjector(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict 
         declared = inspect.signature(getattr(self.solver, "forward", self.solver)).parameters
         self._takes_infeasible, self._takes_init = "infeasible" in declared, "init" in declared
         if infeasible != "recover" and not self._takes_infeasible:
-            raise ValueError(f"infeasible={infeasible!r} needs a solver that declares this keyword")
+            raise ValueError(
+                f"infeasible={infeasible!r} needs a solver whose call declares the keyword infeasible, which "
+                f"that of {type(self.solver).__name__} does not: use infeasible='recover'"
+            )
         self.infeasible: Infeasible = infeasible
         self.warm_start = warm_start
         self.check_finite = check_finite

@@ -5,6 +5,7 @@ from safe_components.lagrangian.budget import CostBudget
 from safe_components.lagrangian.crpo import CRPOSwitch
 from safe_components.lagrangian.deterministic import DeterministicLagLoss
 from safe_components.lagrangian.focops import FOCOPSLoss
+from safe_components.lagrangian.limit_prices import LimitPrices
 from safe_components.lagrangian.multipliers import (
     MAX_MULTIPLIER,
     ExponentiatedMultiplier,
@@ -24,6 +25,7 @@ __all__ = [
     "FOCOPSLoss",
     "GradientMultiplier",
     "LagrangianActorLoss",
+    "LimitPrices",
     "Multiplier",
     "PIDMultiplier",
     "PenalizedValue",

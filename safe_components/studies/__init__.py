@@ -1,5 +1,6 @@
 """Studies over many runs, which compare variants of the algorithms over seeds in a table and a figure."""
 
+from safe_components.studies.batch import batches_of, run_batches
 from safe_components.studies.figure import over_seeds, plot_comparison
 from safe_components.studies.plan import Member, check_limits, plan
 from safe_components.studies.pool import Job, LocalPool, Pool
@@ -16,7 +17,16 @@ from safe_components.studies.statistics import (
     rolling_mean,
     summarize,
 )
-from safe_components.studies.variants import VARIANTS, Choice, Variant, choose, variant_table
+from safe_components.studies.variants import (
+    VARIANTS,
+    Choice,
+    Variant,
+    choose,
+    choose_all,
+    register_variant,
+    unregister_variant,
+    variant_table,
+)
 
 __all__ = [
     "VARIANTS",
@@ -29,8 +39,10 @@ __all__ = [
     "RayPool",
     "Summary",
     "Variant",
+    "batches_of",
     "check_limits",
     "choose",
+    "choose_all",
     "columns_of",
     "episode_mean",
     "frames_to_best",
@@ -44,9 +56,12 @@ __all__ = [
     "plot_comparison",
     "read_study",
     "record_study",
+    "register_variant",
     "rolling_mean",
+    "run_batches",
     "run_members",
     "summarize",
+    "unregister_variant",
     "variant_table",
     "write_results",
 ]

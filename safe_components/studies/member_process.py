@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["finished", "frames_reached"]
+__all__ = ["alone", "finished", "frames_reached", "mark_finished", "place_of"]
 
 _MARKER = "finished"
 
@@ -47,8 +47,25 @@ def finished(directory: Path, total_frames: int) -> bool:
     return marker.is_file() and int(marker.read_text()) >= total_frames
 
 
+def mark_finished(directory: Path, total_frames: int) -> None:
+    """Note that the run has ended normally, if it has reached ``total_frames``."""
+    if frames_reached(directory) >= total_frames:
+        partial = directory / f"{_MARKER}.partial"
+        partial.write_text(str(total_frames))
+        partial.replace(directory / _MARKER)
+
+
+def place_of(directory: Path) -> list[str]:
+    """Return the options that continue the run from its newest checkpoint, or begin it without one."""
+    if any((directory / "checkpoint").glob("checkpoint-*")):
+        return ["--resume", str(directory)]
+    # It stopped before its first checkpoint; a run refuses a directory that holds a config.yaml.
+    (directory / "config.yaml").unlink(missing_ok=True)
+    return ["--run-dir", str(directory)]
+
+
 @contextmanager
-def _alone(directory: Path) -> Iterator[None]:
+def alone(directory: Path) -> Iterator[None]:
     """Hold the lock of the directory, which the system releases when the process ends for any reason."""
     with (directory / ".lock").open("w") as file:
         try:
@@ -72,21 +89,13 @@ def _leave_with_parent() -> None:
 
 def main(directory: Path, total_frames: int, recipe: Path) -> None:
     """Start, continue or skip the run."""
-    with _alone(directory):
+    with alone(directory):
         if finished(directory, total_frames):
             return
-        if any((directory / "checkpoint").glob("checkpoint-*")):
-            place = "--resume"
-        else:  # it stopped before its first checkpoint; a run refuses a directory that holds a config.yaml
-            (directory / "config.yaml").unlink(missing_ok=True)
-            place = "--run-dir"
-        sys.argv = [str(recipe), "--config", str(directory / "member.yaml"), place, str(directory)]
+        sys.argv = [str(recipe), "--config", str(directory / "member.yaml"), *place_of(directory)]
         sys.path[0] = str(recipe.parent)  # as if the recipe had been started directly
         runpy.run_path(str(recipe), run_name="__main__")
-        if frames_reached(directory) >= total_frames:
-            partial = directory / f"{_MARKER}.partial"
-            partial.write_text(str(total_frames))
-            partial.replace(directory / _MARKER)
+        mark_finished(directory, total_frames)
 
 
 if __name__ == "__main__":

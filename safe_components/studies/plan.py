@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from safe_components.studies.variants import VARIANTS, Choice, choose
+from safe_components.studies.variants import VARIANTS, Choice, Variant, choose_all
 from safe_components.training import RecipeConfig, Task, config_to_dict, leaves, overlay, with_run, with_value
 from safe_components.training.config import flag_of, read_config, validate
 from safe_components.training.recipes import load_recipe, recipe_file
@@ -89,7 +89,7 @@ def plan(
     name.
 
     Args:
-        variants: variants in the form ``NAME[:PATH=VALUE[,PATH=VALUE...]]``.
+        variants: variants in the form that `choose_all` takes.
         seeds: seeds of each variant.
         directory: directory of the study.
         settings: settings of a task, in the form of ``--settings``.
@@ -106,10 +106,11 @@ def plan(
             variants are the same.
         FileNotFoundError: if the settings or the file do not exist.
     """
-    choices, changes = [choose(text) for text in variants], changes or {}
-    chosen = {choice.variant.recipe for choice in choices}
+    choices, changes = [choice for text in variants for choice in choose_all(text)], changes or {}
+    chosen = [choice.variant for choice in choices]
+    names = {variant.recipe_name for variant in chosen}
     for path in changes:
-        if (recipe := _recipe_named(path)) not in (None, *chosen):
+        if (recipe := _recipe_named(path, chosen)) not in (None, *names):
             raise ValueError(f"--set {path}: no variant of {recipe}.py is among {', '.join(variants)}")
     planned: dict[str, tuple[Choice, Path, RecipeConfig]] = {}
     for choice in choices:
@@ -124,7 +125,7 @@ def plan(
         config = config if settings is None else read_settings(config, settings)
         config = config if file is None else read_config(config, file)
         config = overlay(config, shared or {}, "the study")
-        planned[place] = choice, recipe_path, _changed(config, choice, changes)
+        planned[place] = choice, recipe_path, _changed(config, choice, _changes_for(choice, changes, chosen))
     own: dict[str, Any] = {"run_dir": None, "config": None, "resume": None, "settings": settings}
     own |= {"progress": False, "traceback": False}
     return [
@@ -142,8 +143,8 @@ def plan(
 def _changed(base: RecipeConfig, choice: Choice, changes: Mapping[str, str]) -> RecipeConfig:
     """Return the configuration of a variant, given the study's configuration of its recipe."""
     variant, who, config = choice.variant, f"variant {choice.label}", base
-    for path, words in _changes_for(variant.recipe, changes).items():
-        config = with_value(config, path, words, f"--set for {variant.recipe}")
+    for path, words in changes.items():
+        config = with_value(config, path, words, f"--set for {variant.recipe_name}")
     values = leaves(config)
     relative = {path: _times(values[other], factor) for path, (other, factor) in variant.relative.items()}
     config = overlay(config, {**variant.changes, **relative}, who)
@@ -161,16 +162,18 @@ def _changed(base: RecipeConfig, choice: Choice, changes: Mapping[str, str]) -> 
     return config
 
 
-def _recipe_named(path: str) -> str | None:
+def _recipe_named(path: str, chosen: Sequence[Variant]) -> str | None:
     """Return the recipe in ``RECIPE.PATH``; None if ``path`` names no recipe."""
     name, dot, _ = path.replace("-", "_").partition(".")
-    return name if dot and name in {variant.recipe for variant in VARIANTS.values()} else None
+    known = {variant.recipe_name for variant in (*VARIANTS.values(), *chosen)}
+    return name if dot and name in known else None
 
 
-def _changes_for(recipe: str, changes: Mapping[str, str]) -> dict[str, str]:
-    """Return the ``changes`` that apply to ``recipe``; those that name the recipe override the others."""
-    for_all = {path: words for path, words in changes.items() if _recipe_named(path) is None}
-    own = {path: words for path, words in changes.items() if _recipe_named(path) == recipe}
+def _changes_for(choice: Choice, changes: Mapping[str, str], chosen: Sequence[Variant]) -> dict[str, str]:
+    """Return the ``changes`` for the recipe of a choice; those that name the recipe override the others."""
+    named = {path: _recipe_named(path, chosen) for path in changes}
+    for_all = {path: words for path, words in changes.items() if named[path] is None}
+    own = {path: words for path, words in changes.items() if named[path] == choice.variant.recipe_name}
     return for_all | {path.partition(".")[2]: words for path, words in own.items()}
 
 

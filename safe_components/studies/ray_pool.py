@@ -148,7 +148,9 @@ class RayPool:
             ray.init(address=address, **common)
         self.slots = slots or max(int(ray.cluster_resources().get("CPU", 1)) // threads, 1)
         self._ray = ray
-        self._environment = library_threads(threads)
+        # A task starts in another directory, but the parts of the user's own may lie in this one.
+        places = [str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._environment = library_threads(threads) | {"PYTHONPATH": os.pathsep.join(places)}
         for module in (pool, sys.modules[__name__]):  # so workers need not import this package and PyTorch
             ray.cloudpickle.register_pickle_by_value(module)
         self._run = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(_until_done)

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping
+from pathlib import PurePath
+from types import MappingProxyType
 from typing import Any
 
+from safe_components.ops import import_part
 from safe_components.training.config import flag_of
 
-__all__ = ["VARIANTS", "Choice", "Variant", "choose", "variant_table"]
+__all__ = [
+    "VARIANTS",
+    "Choice",
+    "Variant",
+    "choose",
+    "choose_all",
+    "register_variant",
+    "unregister_variant",
+    "variant_table",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +30,7 @@ class Variant:
     """A recipe with changed settings.
 
     Args:
-        recipe: name of the recipe.
+        recipe: name of the recipe, or the file or module of one of the user's own, as `recipe_file` takes it.
         description: description of the difference in one line.
         changes: changed settings by path, such as ``{"estep.solver": "adam"}``.
         relative: settings that are multiples of others, as ``{path: (path of the other, factor)}``.
@@ -27,6 +40,16 @@ class Variant:
     description: str
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     relative: Mapping[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def recipe_name(self) -> str:
+        """The name of the recipe without its folder or package.
+
+        Example:
+            >>> Variant("my/cvpo2.py", "").recipe_name, Variant("my.cvpo2", "").recipe_name
+            ('cvpo2', 'cvpo2')
+        """
+        return PurePath(self.recipe.removesuffix(".py")).name.rpartition(".")[2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +80,7 @@ def _lagrangian(algorithm: str, recipe: str, changes: Mapping[str, Any] | None =
     }
 
 
-VARIANTS: Mapping[str, Variant] = {
+_VARIANTS: dict[str, Variant] = {
     "cvpo": Variant("cvpo", "CVPO with the recipe's defaults"),
     "no-kl": Variant("cvpo", "no trust region in the M-step", {"trust_region": "none"}),
     "soft-kl": Variant("cvpo", "fixed penalties in place of the trust region", {"trust_region": "soft"}),
@@ -141,31 +164,110 @@ VARIANTS: Mapping[str, Variant] = {
         "CRPO: reward while the costs keep their limits, costs alone otherwise",
         {"multiplier": "crpo"},
     ),
+    "saute": Variant(
+        "ppo_lag",
+        "Sauté: PPO without a price; the reward ends with the budget, which the policy sees",
+        {"multiplier": "none", "env.saute": 0.0},
+    ),
 }
 
 
-def choose(text: str) -> Choice:
-    """Parse ``NAME[:PATH=VALUE[,PATH=VALUE...]]``.
+VARIANTS: Mapping[str, Variant] = MappingProxyType(_VARIANTS)
+"""the registered variants by name"""
+
+
+def register_variant(name: str, variant: Variant) -> None:
+    """Add a variant to those that a study knows by name.
 
     Raises:
-        ValueError: if the name is unknown (the message suggests the nearest), or if a path has no value.
+        ValueError: if the name is taken, or if it cannot stand on a command line.
 
     Example:
-        >>> choose("cvpo:estep.epsilon=0.2").overrides
-        {'estep.epsilon': '0.2'}
+        >>> register_variant("wide-ball", Variant("cvpo", "a wide KL ball", {"estep.epsilon": 0.5}))
+        >>> choose("wide-ball").variant.changes
+        {'estep.epsilon': 0.5}
+        >>> unregister_variant("wide-ball")
+        >>> "wide-ball" in VARIANTS
+        False
     """
-    name, _, rest = text.partition(":")
-    if name not in VARIANTS:
-        near = difflib.get_close_matches(name, VARIANTS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise ValueError(f"there is no variant {name!r}; {hint}--list shows all")
+    if not re.fullmatch(r"\w[\w-]*", name):
+        raise ValueError(f"a variant cannot be named {name!r}: use letters, digits, - and _")
+    if name in _VARIANTS:
+        raise ValueError(f"there is a variant {name!r} already: choose another name, or unregister it first")
+    _VARIANTS[name] = variant
+
+
+def unregister_variant(name: str) -> None:
+    """Remove a variant from those that a study knows by name.
+
+    Raises:
+        ValueError: if there is no such variant.
+    """
+    if name not in _VARIANTS:
+        raise _no_variant(name)
+    del _VARIANTS[name]
+
+
+def _no_variant(name: str) -> ValueError:
+    near = difflib.get_close_matches(name, VARIANTS, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return ValueError(f"there is no variant {name!r}; {hint}--list shows all")
+
+
+def choose(text: str) -> Choice:
+    """Parse ``NAME[:PATH=VALUE[,PATH=VALUE...]]``, which must stand for a single variant; see `choose_all`.
+
+    Raises:
+        ValueError: under the conditions of `choose_all`, or if the text stands for several variants.
+    """
+    choices = choose_all(text)
+    if len(choices) != 1:
+        raise ValueError(f"{text} stands for {len(choices)} variants, but a single one is needed")
+    return choices[0]
+
+
+def choose_all(text: str) -> list[Choice]:
+    """Parse ``NAME[:PATH=VALUE[,PATH=VALUE...]]``.
+
+    NAME is a registered variant, a recipe of the user's own with its defaults (``my_recipe.py`` or
+    ``package.my_recipe``), or the import path ``package.module:name`` of a `Variant` or of a dictionary of
+    variants by name. The dictionary stands for all its variants.
+
+    Raises:
+        ValueError: if the name is unknown (the message suggests the nearest), if the import path names
+            something else, or if a path has no value.
+        ImportError: if importing a module raises an error.
+
+    Example:
+        >>> choose_all("cvpo:estep.epsilon=0.2")[0].overrides
+        {'estep.epsilon': '0.2'}
+        >>> choose_all("my_cvpo.py:estep.epsilon=0.2")[0].variant.recipe
+        'my_cvpo.py'
+    """
+    name, _, settings = text.partition(":")
+    part, _, further = settings.partition(":")
+    named: Mapping[str, Any]
+    if name in VARIANTS:
+        named = {text: VARIANTS[name]}
+    elif part and "=" not in part:
+        settings, found = further, import_part(f"{name}:{part}", f"variant {text}")
+        named = found if isinstance(found, Mapping) else {text: found}
+        if not named or not all(isinstance(variant, Variant) for variant in named.values()):
+            raise ValueError(
+                f"variant {text}: {name}:{part} is a {type(found).__name__}, must be a Variant or a "
+                "dictionary of variants by name"
+            )
+    elif "." in name:
+        named = {text: Variant(name, "a recipe of one's own")}
+    else:
+        raise _no_variant(name)
     overrides = {}
-    for part in rest.split(",") if rest else ():
-        path, equals, value = part.partition("=")
+    for setting in settings.split(",") if settings else ():
+        path, equals, value = setting.partition("=")
         if not equals or not path.strip():
-            raise ValueError(f"variant {text!r}: {part!r} must be PATH=VALUE")
+            raise ValueError(f"variant {text!r}: {setting!r} must be PATH=VALUE")
         overrides[path.strip()] = value
-    return Choice(text, VARIANTS[name], overrides)
+    return [Choice(label, variant, overrides) for label, variant in named.items()]
 
 
 def variant_table() -> str:
@@ -177,7 +279,7 @@ def variant_table() -> str:
             path: f"{factor:g} × {_option(other)}" for path, (other, factor) in variant.relative.items()
         }
         code = " ".join(f"`--{_option(path)} {value}`" for path, value in options.items())
-        rows.append(f"| `{name}` | `{variant.recipe}.py` | {code} | {variant.description} |")
+        rows.append(f"| `{name}` | `{variant.recipe_name}.py` | {code} | {variant.description} |")
     return "\n".join(rows)
 
 

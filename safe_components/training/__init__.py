@@ -13,7 +13,7 @@ from safe_components.training.config import (
     with_run,
     with_value,
 )
-from safe_components.training.control import CostControl
+from safe_components.training.control import CostControl, RangeControl
 from safe_components.training.curves import plot_curves, plot_diagnosis, read_metrics, with_gaps
 from safe_components.training.deploy import export_policy, load_policy, save_policy
 from safe_components.training.diagnosis import Diagnosis
@@ -25,10 +25,17 @@ from safe_components.training.interrupt import StopRequest, workers_ignore_inter
 from safe_components.training.launch import explained_errors, launch
 from safe_components.training.learner import Learner
 from safe_components.training.loop import Loop
-from safe_components.training.memory import available_bytes, memory_needed, require_memory
+from safe_components.training.memory import (
+    available_bytes,
+    memory_needed,
+    require_memory,
+    require_memory_together,
+)
 from safe_components.training.metrics import MetricsWriter
 from safe_components.training.normalize import fit_observation_norm, observation_norm, scale_steps
 from safe_components.training.options import EnvConfig, OffPolicyConfig, RecipeConfig, RunConfig
+from safe_components.training.population import Population
+from safe_components.training.random_stream import RandomStream
 from safe_components.training.replay import Replay
 from safe_components.training.run import Run
 from safe_components.training.settings import read_settings
@@ -52,6 +59,9 @@ __all__ = [
     "Loop",
     "MetricsWriter",
     "OffPolicyConfig",
+    "Population",
+    "RandomStream",
+    "RangeControl",
     "RecipeConfig",
     "Replay",
     "Run",
@@ -85,6 +95,7 @@ __all__ = [
     "record_video",
     "require_finite",
     "require_memory",
+    "require_memory_together",
     "run_alone",
     "save_policy",
     "scale_steps",

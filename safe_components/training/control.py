@@ -1,4 +1,4 @@
-"""The multiplier of a recipe, and the measured cost that moves it."""
+"""The multipliers of a recipe, and the measured cost that moves them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
+from safe_components import keys
 from safe_components.lagrangian import Multiplier as LagrangeMultiplier
 from safe_components.lagrangian import RunningEpisodeCost
 from safe_components.training.options import CRPOConfig, Multiplier, PriceConfig, RecipeConfig
 from safe_components.training.task import Task
 
-__all__ = ["CostControl"]
+__all__ = ["CostControl", "RangeControl"]
 
 
 class CostControl(nn.Module):
@@ -75,3 +76,47 @@ class CostControl(nn.Module):
         """Return ``lambda_capped``, and ``price`` if the multiplier is one."""
         price = {"price": self.multiplier.lam} if self.in_spreads else {}
         return {"lambda_capped": self.multiplier.clipped} | price
+
+
+class RangeControl(nn.Module):
+    """Prices for a run in which each episode has a limit of its own (``env.limits``).
+
+    Args:
+        multiplier: settings of the price.
+        config: configuration of the recipe, for its limits and environments.
+        task: environments of the run.
+        frames_per_batch: frames between two calls of :meth:`observe`.
+
+    Attributes:
+        prices: `LimitPrices`, a price for each limit of the range.
+        in_spreads: true, because they are prices.
+
+    Raises:
+        ValueError: if the multiplier is not a price.
+    """
+
+    in_spreads = True
+
+    def __init__(self, multiplier: object, config: RecipeConfig, task: Task, frames_per_batch: int) -> None:
+        super().__init__()
+        if not isinstance(multiplier, PriceConfig):
+            raise ValueError("env.limits needs a price for each limit: use --multiplier price")
+        low, high = ([end] * task.num_costs for end in config.env.limits)
+        frames = task.episode_length * config.env.frame_skip
+        self.prices = multiplier.make_range(low, high, frames_per_batch, frames)
+
+    def forward(self, steps: TensorDictBase) -> Tensor:
+        """Return the price of each step by the limit of its episode, ``[..., m]``."""
+        price: Tensor = self.prices(steps["cost_limit"])
+        return price
+
+    def observe(self, steps: TensorDictBase) -> None:
+        """Move the prices by the episodes that ended in the new steps ``[N, T]``."""
+        ended = steps[keys.DONE].squeeze(-1)
+        self.prices.update(steps["cost_limit"][ended], steps[keys.EPISODE_COST][ended])
+
+    def metrics(self) -> dict[str, torch.Tensor]:
+        """Return ``lambda_capped`` and ``price``, means over the knots ``[m]``."""
+        knots = self.prices.knots
+        capped, price = self.prices.prices.clipped.view(knots, -1), self.prices.prices.lam.view(knots, -1)
+        return {"lambda_capped": capped.double().mean(0), "price": price.mean(0)}

@@ -17,8 +17,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopRequest:
     """A context in which the first SIGINT or SIGTERM sets a flag instead of raising.
 
-    A second signal raises ``KeyboardInterrupt`` at once. Python handles signals only in the main thread, so
-    the flag is never set in other threads.
+    A second signal raises ``KeyboardInterrupt`` at once. A context inside another one shares its flag, so a
+    request reaches every run in the process. Python handles signals only in the main thread, so the flag is
+    never set in other threads.
 
     Example:
         >>> with StopRequest() as stop:
@@ -30,10 +31,11 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._asked = False
+        self._outer: StopRequest | None = None
         self._previous: dict[int, object] = {}
 
     def __bool__(self) -> bool:
-        return self._asked
+        return self._asked or bool(self._outer)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self._asked:
@@ -42,7 +44,10 @@ class StopRequest:
         print("stopping after this iteration; the run will be saved (again: stop at once)", flush=True)
 
     def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
+        outer = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
+        if isinstance(outer, StopRequest):
+            self._outer = outer
+        elif threading.current_thread() is threading.main_thread():
             self._previous = {s: signal.signal(s, self._handle) for s in _SIGNALS}
         return self
 

@@ -16,7 +16,7 @@ from safe_components.training.command_line import C, parse_config
 __all__ = ["explained_errors", "launch"]
 
 # Errors of bad input, missing packages, failing environments and numbers that are not finite.
-_EXPLAINED = (
+EXPLAINED = (
     ValueError,
     OSError,
     ImportError,
@@ -50,7 +50,7 @@ def explained_errors(traceback: bool) -> Iterator[None]:
         if traceback:
             raise
         raise SystemExit(130) from None
-    except _EXPLAINED as error:
+    except EXPLAINED as error:
         if traceback:
             raise
         raise SystemExit(f"error: {error}") from None

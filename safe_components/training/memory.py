@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from safe_components.training.options import CollectConfig, OffPolicyConfig, RecipeConfig
 from safe_components.training.task import Task
 
-__all__ = ["available_bytes", "memory_needed", "require_memory"]
+__all__ = ["available_bytes", "memory_needed", "require_memory", "require_memory_together"]
 
 _FLOAT, _DOUBLE, _LONG, _BOOL = 4, 8, 8, 1
 # The weights, their gradients, the two moments of Adam and the target.
@@ -29,6 +31,7 @@ def memory_needed(
     num_costs: int,
     particles: int = 0,
     window: int | None = None,
+    batched: bool = False,
 ) -> dict[str, int]:
     """Estimate the bytes that each part of a run needs.
 
@@ -47,12 +50,15 @@ def memory_needed(
         num_costs: ``m``.
         particles: number of actions per state that an update scores.
         window: frames of a second buffer that holds observations only; None if there is no such buffer.
+        batched: whether the run is a member of a batch, whose critics compute all rows at once on a CPU, too.
 
     Returns:
         The bytes of ``buffer``, ``networks``, ``update`` and ``batch``.
     """
     o, a, m = observation_dim, action_dim, num_costs
-    needed = _learner_needs(config, o, a, m, particles, window) if isinstance(config, OffPolicyConfig) else {}
+    needed: dict[str, int] = {}
+    if isinstance(config, OffPolicyConfig):
+        needed = _learner_needs(config, o, a, m, particles, window, batched)
     collect: CollectConfig | None = getattr(config, "collect", None)
     if collect is not None:
         steps = max(collect.frames_per_batch, collect.warmup_frames) // config.env.steps_per_action
@@ -62,7 +68,7 @@ def memory_needed(
 
 
 def _learner_needs(
-    config: OffPolicyConfig, o: int, a: int, m: int, particles: int, window: int | None
+    config: OffPolicyConfig, o: int, a: int, m: int, particles: int, window: int | None, batched: bool
 ) -> dict[str, int]:
     # Both observations, the action, the reward and the costs; step count and index; the termination flag.
     row = _FLOAT * (2 * o + a + 1 + m) + 2 * _LONG + _BOOL
@@ -78,7 +84,7 @@ def _learner_needs(
     parameters += members * _parameters((o + a, *hidden, m))
 
     scored = batch * particles
-    if torch.device(config.run.device).type == "cpu":
+    if torch.device(config.run.device).type == "cpu" and not batched:
         # The layers of some rows of one critic, and the factors of the first layer of all critics.
         scores = _CPU_NUMBERS * config.run.threads * 2 * len(hidden)
         scores += members * (1 + a) * (2 * batch * hidden[0] + 3 * scored)
@@ -127,6 +133,31 @@ def require_memory(
     raise ValueError(
         f"the run needs {total:,} bytes of memory on {task.device}, where {there:,} are free: {parts}"
     )
+
+
+def require_memory_together(configs: Sequence[Any], task: Task) -> None:
+    """Raise ValueError if the memory of the device is too small for runs that are trained as one batch.
+
+    Args:
+        configs: configurations of the runs.
+        task: environments of one of them.
+
+    Raises:
+        ValueError: with the free bytes, and the bytes that each part of all runs needs.
+    """
+    sizes = {name: getattr(task, name) for name in ("observation_dim", "action_dim", "num_costs")}
+    needed = Counter[str]()
+    for config in configs:
+        estep, window = getattr(config, "estep", None), getattr(config.replay, "window", None)
+        particles = getattr(estep, "num_particles", 0)
+        needed.update(memory_needed(config, **sizes, particles=particles, window=window, batched=True))
+    total, there = sum(needed.values()), available_bytes(task.device)
+    if there is not None and total > there:
+        parts = ", ".join(f"{part} {size:,}" for part, size in needed.items())
+        raise ValueError(
+            f"{len(configs)} runs as one batch need {total:,} bytes of memory on {task.device}, where "
+            f"{there:,} are free: {parts}; use fewer --seeds or --variants, or a smaller replay.size"
+        )
 
 
 def _settings_of(config: Any, part: str, particles: int) -> str:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from safe_components.ops import import_module
 from safe_components.training.options import RecipeConfig
 
 __all__ = ["load_recipe", "recipe_file", "recipes_folder"]
@@ -22,11 +23,29 @@ def recipes_folder() -> Path:
 
 
 def recipe_file(name: str) -> Path:
-    """Return the file of a recipe that comes with the package.
+    """Return the file of a recipe.
+
+    Args:
+        name: name of a recipe that comes with the package, the path of a file ``my_recipe.py``, or a module
+            ``package.my_recipe`` that Python finds or that lies in the current directory.
 
     Raises:
         FileNotFoundError: if there is no such recipe.
+        ValueError: if the package of the module does not exist.
+        ImportError: if importing this package raises an error.
     """
+    if name.endswith(".py"):
+        file = Path(name).absolute()
+        if not file.is_file():
+            raise FileNotFoundError(f"there is no file {name!r}")
+        return file
+    package, dot, _ = name.rpartition(".")
+    if dot and all(word.isidentifier() for word in name.split(".")):
+        import_module(package, f"the recipe is {name!r}")
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            raise FileNotFoundError(f"there is no module {name!r}")
+        return Path(spec.origin)
     file = recipes_folder() / f"{name}.py"
     if not (name.isidentifier() and file.is_file()):
         raise FileNotFoundError(f"there is no recipe {name!r} in {recipes_folder()}")

@@ -13,10 +13,17 @@ import numpy as np
 import torch
 from tensordict import TensorDictBase
 from torchrl.data import Bounded, MultiOneHot, OneHot
-from torchrl.envs import Compose, EnvBase, ObservationNorm, RewardSum, StepCounter, TransformedEnv
+from torchrl.envs import (
+    Compose,
+    EnvBase,
+    RewardSum,
+    StepCounter,
+    Transform,
+    TransformedEnv,
+)
 
 from safe_components import keys
-from safe_components.envs import lives_on_device, make_env
+from safe_components.envs import SampledLimit, Saute, lives_on_device, make_env
 from safe_components.policies import grid_actions
 from safe_components.training.normalize import fit_observation_norm, observation_norm, scale_steps
 from safe_components.training.options import RecipeConfig, cost_suffixes
@@ -64,8 +71,9 @@ class Task:
         self.device = torch.device(run.device)
         # Some environments simulate on the device of the learner. The others run on the CPU.
         alone = lives_on_device(env.id) and env.num_workers == 1
-        self._make: Callable[..., EnvBase] = functools.partial(make_env, env.id)
-        self._settings = settings = env.arguments | {"device": self.device if alone else torch.device("cpu")}
+        settings = env.arguments | {"device": self.device if alone else torch.device("cpu")}
+        self._make: Callable[..., EnvBase] = functools.partial(make_env, settings.pop("id"))
+        self._settings = settings
         self._eval_env = self._make(**(settings | {"num_envs": run.eval_episodes, "num_workers": 1}))
         self.env_device: torch.device = self._eval_env.device
         _check_observation(self._eval_env, env.id)
@@ -75,7 +83,8 @@ class Task:
                 f"{env.id} has actions of TorchRL's kind {type(self._action_spec).__name__}, which no recipe "
                 "chooses: use Bounded, OneHot or MultiOneHot"
             )
-        self.observation_dim: int = self._eval_env.observation_spec[keys.OBSERVATION].shape[-1]
+        shown = self.with_inputs(self._eval_env).observation_spec[keys.OBSERVATION]
+        self.observation_dim: int = shown.shape[-1]
         self.action_dim: int = self._action_spec.shape[-1]
         self.num_costs: int = self._eval_env.full_reward_spec_unbatched["cost"].shape[-1]
         self.norm = observation_norm(self.observation_dim).to(self.env_device)
@@ -151,12 +160,32 @@ class Task:
 
     def training_env(self, seed: int) -> EnvBase:
         """Make environments that scale observations, and sum reward, cost and steps over each episode."""
-        return _training_env(self._make, self.norm, self._settings | {"seed": seed})
+        transforms = [*self._budget_inputs(self.env_device, training=True), self.norm]
+        return _training_env(self._make, transforms, self._settings | {"seed": seed})
 
     def worker_env(self, workers: int) -> Callable[[], EnvBase]:
         """Return a function that makes one worker's share of these environments, on the CPU, unseeded."""
         share = {"num_envs": self.config.env.num_envs // workers, "device": "cpu"}
-        return functools.partial(_training_env, self._make, self.norm.clone().cpu(), self._settings | share)
+        transforms = [*self._budget_inputs("cpu", training=True), self.norm.clone().cpu()]
+        return functools.partial(_training_env, self._make, transforms, self._settings | share)
+
+    def with_inputs(self, env: EnvBase) -> EnvBase:
+        """Return an environment that shows the cost budget as ``env.saute`` or ``env.limits`` ask for.
+
+        The reward is the environment's own. With ``env.limits``, each episode has the limits of the
+        configuration.
+        """
+        inputs = self._budget_inputs(env.device, training=False)
+        return TransformedEnv(env, Compose(*inputs)) if inputs else env
+
+    def _budget_inputs(self, device: torch.device | str, *, training: bool) -> list[Transform]:
+        env = self.config.env
+        if env.saute is not None:
+            return [Saute(self.limits, unsafe_reward=env.saute if training else None).to(device)]
+        if env.limits:
+            low, high = ([end] * len(self.limits) for end in env.limits)
+            return [SampledLimit(low, high, limit=None if training else self.limits).to(device)]
+        return []
 
     def warm_up(self, frames: int, seed: int, least_steps: int = 2) -> TensorDictBase:
         """Return random steps ``[N, T]``, fit :attr:`norm` to them, and scale them by it.
@@ -183,7 +212,10 @@ class Task:
             scaled: whether they scale observations by the current :attr:`norm`, as a policy in training
                 expects. A policy from `load_policy` takes raw observations.
         """
-        return TransformedEnv(self._eval_env, self.norm.clone()) if scaled else self._eval_env
+        if not scaled:
+            return self.with_inputs(self._eval_env)
+        inputs = self._budget_inputs(self.env_device, training=False)
+        return TransformedEnv(self._eval_env, Compose(*inputs, self.norm.clone()))
 
 
 def _check_observation(env: EnvBase, env_id: str) -> None:
@@ -197,6 +229,10 @@ def _check_observation(env: EnvBase, env_id: str) -> None:
         )
 
 
-def _training_env(make: Callable[..., EnvBase], norm: ObservationNorm, settings: dict[str, Any]) -> EnvBase:
+def _training_env(
+    make: Callable[..., EnvBase], transforms: list[Transform], settings: dict[str, Any]
+) -> EnvBase:
     sums = RewardSum(in_keys=["reward", "cost"], out_keys=["episode_reward", "episode_cost"])
-    return TransformedEnv(make(**settings), Compose(sums, StepCounter(), norm.clone()))
+    return TransformedEnv(
+        make(**settings), Compose(sums, StepCounter(), *(each.clone() for each in transforms))
+    )

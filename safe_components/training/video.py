@@ -35,6 +35,7 @@ def record_video(
     episodes: int = 1,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    wrap: Callable[[EnvBase], EnvBase] = lambda env: env,
 ) -> Path:
     """Record successive episodes of ``policy``, with captions of the step, the reward and the costs so far.
 
@@ -46,6 +47,7 @@ def record_video(
         episodes: number of episodes.
         seed: seed of the environment.
         device: device of the policy.
+        wrap: function that adds transforms to the environment, such as `Task.with_inputs`.
 
     Returns:
         The path of the file.
@@ -53,7 +55,7 @@ def record_video(
     Raises:
         ValueError: if the environment cannot be rendered here.
     """
-    env = _rendered_env(config, seed)
+    env = wrap(_rendered_env(config, seed))
     try:
         return _write(_frames(policy, env, episodes, torch.device(device)), stem)
     finally:
@@ -61,8 +63,9 @@ def record_video(
 
 
 def _rendered_env(config: EnvConfig, seed: int) -> EnvBase:
-    settings = config.arguments | {"num_envs": 1, "num_workers": 1, "seed": seed, "render_mode": "rgb_array"}
-    env_id = config.id
+    settings = config.arguments | {"num_envs": 1, "num_workers": 1, "seed": seed}
+    env_id = settings.pop("id")
+    settings["render_mode"] = "rgb_array"
     if env_id.startswith("Safety") and env_id in safety_gymnasium_ids():
         # A camera that shows obstacles and goals; the default camera is on the robot.
         camera = "track" if "Velocity" in env_id else "fixedfar"

@@ -3,6 +3,7 @@
 import csv
 import sys
 
+import baselines
 import columns
 import default_run
 import numpy as np
@@ -90,3 +91,21 @@ def test_a_default_run_without_rows_is_explained(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["script"])
     with pytest.raises(SystemExit, match="name finished runs with --runs"):
         default_run.main()
+
+
+def test_baselines_are_drawn_beside_cvpo_and_limits_are_averaged(tmp_path, monkeypatch, capsys):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "data" / "ablations").mkdir(parents=True)
+    cvpo = "variant,seed,frames,episodes,episode_reward,episode_cost,episode_violation_rate\n"
+    (tmp_path / "data" / "ablations" / "rows.csv").write_text(cvpo + "cvpo,0,100,2,150,20,0.5\n")
+    evaluation = tmp_path / "evaluation.csv"
+    evaluation.write_text("action,reward,cost,over_limit\nmean,10,4,0\nmean,20,12,1\n")
+    flags = ["--run", "crpo", 1, run_directory(tmp_path / "run"), "--limit", "any", 10, evaluation]
+    for again in (flags, []):  # from the rows that are kept
+        call(baselines, monkeypatch, tmp_path, *again)
+        assert capsys.readouterr().out.splitlines() == [
+            "| cvpo | 150 / 20 (50 %) |",
+            "| crpo | 2 / 20 (33 %) |",
+            "| any | 10 | mean | 15 | 8.0 | 50 % |",
+        ]
+    assert (tmp_path / "figures" / "baselines.png").stat().st_size > 1000

@@ -101,7 +101,7 @@ def test_a_solver_gets_the_keywords_that_it_declares(solver):
     assert projector.synchronizes
     if solver is not only_documented:
         assert bool(solver.last[0].isfinite())
-    with pytest.raises(ValueError, match="infeasible='clip' needs a solver that declares"):
+    with pytest.raises(ValueError, match="infeasible='clip' needs a solver whose call declares"):
         EStepProjector(0.1, 1.9, solver, "clip")
 
 

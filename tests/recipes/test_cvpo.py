@@ -182,6 +182,7 @@ def test_a_score_that_is_not_finite_stops_the_update_and_names_the_key(tmp_path)
         (["--device", "cuda:99"], "finds . CUDA devices"),
         (["--collect.frames-per-batch", "1", "--env.frame-skip", "2"], "frames_per_batch"),
         (["--settings", "PointSquare"], "PointCircle"),
+        (["--env.limits", "5", "75"], "take the recipe ppo_lag"),
     ],
 )
 def test_bad_input_is_one_line_before_any_work(tmp_path, flags, said):

@@ -168,17 +168,29 @@ def test_many_episodes_share_the_environments(run_dir):
     assert len(rows_of(run_dir)) == 100  # rounded up to a multiple of 50
 
 
+@pytest.fixture
+def gif(monkeypatch):
+    """As where imageio-ffmpeg is not installed."""
+    monkeypatch.setattr(video, "imageio_ffmpeg", None)
+
+
+def test_one_policy_is_measured_at_other_limits(tmp_path, gif, capsys):
+    directory = trained(ppo_lag, tmp_path / "run", "--env.limits", 5, 75)
+    few = [str(directory), "--episodes", "1", "--actions", "mean"]
+    evaluate.run([*few, "--cost-limit", "5"])
+    assert "cost (limit 5)" in capsys.readouterr().out
+    evaluate.run([*few, "--video", "--video-episodes", "1"])
+    assert "cost (limit 25)" in capsys.readouterr().out
+    one, other = ((directory / f"evaluation{name}.csv").read_text() for name in ("-limit-5", ""))
+    assert one != other  # the policy sees its limit
+    assert (directory / "video.gif").is_file()
+
+
 def frames_of(path):
     with Image.open(path) as image:
         for index in range(image.n_frames):
             image.seek(index)
             yield image.convert("RGB")
-
-
-@pytest.fixture
-def gif(monkeypatch):
-    """As where imageio-ffmpeg is not installed."""
-    monkeypatch.setattr(video, "imageio_ffmpeg", None)
 
 
 def test_point_circle_is_drawn(run_dir, gif, capsys):

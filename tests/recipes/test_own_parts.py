@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import own_parts
 import pytest
 import torch
 from small_runs import restored, small
@@ -10,10 +11,12 @@ from tensordict import TensorDict
 
 import cvpo
 import evaluate
+from safe_components.critics import CriticPair
 from safe_components.estep import Promise
 from safe_components.mstep import WeightedLikelihoodLoss
 from safe_components.policies import registry
 from safe_components.training import (
+    Replay,
     Task,
     config_to_dict,
     deploy,
@@ -139,3 +142,71 @@ def test_options_of_another_policy_are_refused_by_name():
     assert config_to_dict(config)["policy"]["own"]["function"] == "own_parts:mixture_policy"
     assert overlay(cvpo.Config(), config_to_dict(config), "again").policy == config.policy
     assert with_value(cvpo.Config(), "policy", "own_parts:Head", "here").policy.function == "own_parts:Head"
+
+
+@pytest.mark.parametrize(
+    ("solver", "flags"),
+    [
+        ("Counting", ()),
+        ("Counting", ("--multiplier", "dual")),
+        ("plain_solver", ("--multiplier", "dual", "--multiplier.infeasible", "recover")),
+    ],
+)
+def test_a_solver_of_ones_own_solves_every_e_step(solver, flags):
+    config = small(cvpo, "--estep.solver", f"own_parts:{solver}", *flags)
+    learner = cvpo.CVPO(config, Task(config))
+    before = own_parts.Counting.calls
+    metrics = learner.improve(TensorDict(observation=torch.randn(64, 4), batch_size=[64]))
+    assert metrics["estep_kl"] <= 0.1 + 1e-6
+    assert (own_parts.Counting.calls > before) == (solver == "Counting")
+
+
+def test_critics_of_ones_own_are_learned_and_score_the_particles():
+    config = small(cvpo, "--critics.network", "own_parts:two_critics")
+    task = Task(config)
+    learner, replay = cvpo.CVPO(config, task), Replay.of(config)
+    assert type(learner.critics.critic) is CriticPair
+    learner.critics.set_units(reward=torch.ones(1), cost=torch.ones(1))  # a critic without units keeps them
+    replay.extend(task.warm_up(400, seed=0, least_steps=4))
+    before = [parameter.clone() for parameter in learner.critics.loss.critic_params.parameters()]
+    metrics = learner.update(*replay.sample())
+    assert all(value.isfinite().all() for value in metrics.values())
+    after = learner.critics.loss.critic_params.parameters()
+    assert not any(torch.equal(old, new) for old, new in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            ("--estep.solver", "newtn"),
+            r"estep\.solver is newtn, must be one of newton, slsqp, adam, or package",
+        ),
+        (("--estep.solver", "own_parts:newtn"), "module 'own_parts' has no attribute 'newtn'"),
+        (
+            ("--critics.network", "mpl"),
+            r"critics\.network is mpl, must be one of mlp, or package\.module:name",
+        ),
+        (
+            ("--critics.network", "no_such:f"),
+            "critics.network is 'no_such:f', but there is no module 'no_such'",
+        ),
+    ],
+)
+def test_parts_that_cannot_be_imported_are_refused_at_the_command_line(flags, said):
+    with pytest.raises(SystemExit, match=said):
+        parse_config(cvpo.Config, ["--env.id", "PointCircle", *flags])
+
+
+def test_parts_that_do_not_fit_are_refused_before_training():
+    config = small(cvpo, "--estep.solver", "own_parts:plain_solver")  # the price gives the multiplier
+    with pytest.raises(ValueError, match=r"must be a DualSolver, .* got a function: derive"):
+        cvpo.CVPO(config, Task(config))
+    config = small(
+        cvpo, "--critics.network", "own_parts:critics_without_costs", "--critics.reward-members", 1
+    )
+    config = overlay(config, {"env": {"cost_keys": ["walls", "speed"]}, "budget.cost_limit": [25, 5]}, "test")
+    with pytest.raises(
+        ValueError, match=r"and costs \[E, 2, 2\] for .*, got shapes \[\[1, 2, 1\], \[1, 2, 1\]\]"
+    ):
+        cvpo.CVPO(config, Task(config))

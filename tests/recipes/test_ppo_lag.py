@@ -140,6 +140,29 @@ def test_crpo_lowers_the_cost_alone_while_it_is_over_the_limit():
     assert torch.equal(climbed([0.0, 1.0]), -cost[..., 1:])
 
 
+def test_saute_trains_without_a_price_and_is_measured_by_the_environments_reward(training):
+    flags = ("--multiplier", "none", "--env.saute", -1e6, "--cost-limit", 0.5, "--eval-interval", 400)
+    rows, learner = training(ppo_lag, "--total-frames", 800, "--env.id", "cost_envs:Corridor-v0", *flags)
+    assert learner.control is None
+    assert (rows["lambda"] == 0).all()
+    assert rows["loss_value_reward"].max() > 1e6  # the value network has seen the reward without budget
+    assert np.nanmax(np.abs(rows["episode_reward"])) < 1e4
+    assert abs(rows["eval_reward"][-1]) < 1e4
+
+
+def test_each_episode_is_held_to_its_own_limit(training):
+    """Prices differ between limits: low limits are exceeded, high limits are not."""
+    flags = ("--env.limits", 0.01, 4, "--env.id", "cost_envs:Corridor-v0", "--total-frames", 800)
+    rows, learner = training(ppo_lag, *flags)
+    prices = learner.control.prices
+    over = (prices.cost / prices.limit).flatten()
+    assert over[0] > over[-1]
+    assert prices(torch.tensor([[0.01]])) > 1.1 * prices(torch.tensor([[4.0]]))
+    assert rows["price"][-1] == pytest.approx(prices.prices.lam.mean().item(), rel=1e-6)
+    page = (DOCS / "metrics.md").read_text()
+    assert {name for name in rows if f"`{name}`" not in page} == set()
+
+
 def test_the_same_seed_gives_the_same_numbers(training):
     a, b = (training(ppo_lag, "--total-frames", 800, name=name)[0] for name in ("a", "b"))
     for name in {name for name in a if "second" not in name}:  # all but times
@@ -235,6 +258,10 @@ def test_it_runs_on_cuda(training):
         (["--algorithm.clip", "-0.1"], "clip"),
         (["--algorithm.clip", "1.5"], "clip"),
         (["--multiplier.rate", "-1"], "-1"),
+        (["--env.limits", "75", "5"], "must be two limits, the smaller first"),
+        (["--env.limits", "5", "75", "--env.saute", "0"], "choose one of them"),
+        (["--env.limits", "5", "75", "--multiplier", "gradient"], "use --multiplier price"),
+        (["--env.saute", "0", "--cost-limit", "0"], "needs a positive cost_limit"),
         (["--policy.lr", "-1"], "-1"),
     ],
 )

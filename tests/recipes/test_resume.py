@@ -21,6 +21,7 @@ SETTINGS = [
     ("sac_lag", ("--augmentation", "cal", "--multiplier", "gradient")),
     ("td3_lag", ()),
     ("ppo_lag", ("--algorithm", "focops", "--multiplier", "crpo")),
+    ("ppo_lag", ("--env.limits", 5, 75)),
 ]
 
 

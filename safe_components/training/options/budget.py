@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, TypeAlias
 
 import tyro
@@ -13,6 +14,7 @@ from safe_components.lagrangian import (
     CRPOSwitch,
     ExponentiatedMultiplier,
     GradientMultiplier,
+    LimitPrices,
     PIDMultiplier,
 )
 from safe_components.training.options.ranges import Count, Limits, NotNegative, Positive, PositiveShare
@@ -91,6 +93,23 @@ class PriceConfig:
         bounds = {"min_value": self.min, "max_value": self.max}
         target = [self.target * limit for limit in cost_limit]
         return ExponentiatedMultiplier(target, rate, self.kp, init=self.init, **bounds)
+
+    def make_range(
+        self, low: Sequence[float], high: Sequence[float], frames_per_batch: int, episode_frames: int
+    ) -> LimitPrices:
+        """Make the prices for a range of limits on the cost of an episode, for one update per batch."""
+        knots = 4
+        return LimitPrices(
+            low,
+            high,
+            knots=knots,
+            memory=self.memory / (knots * episode_frames),
+            rate=self.rate * frames_per_batch / 1000,
+            kp=self.kp,
+            init=self.init,
+            min_value=self.min,
+            max_value=self.max,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from safe_components.estep import AdamDualSolver, DualSolver, NewtonDualSolver, SLSQPDualSolver
-from safe_components.training.options.ranges import Count, Positive
+from safe_components.ops import import_part, is_import_path
+from safe_components.training.options.ranges import Count, Positive, one_of_or_own
 
 __all__ = ["DualConfig", "EStepConfig"]
 
@@ -42,16 +43,25 @@ class EStepConfig:
     """critics that score the particles"""
     epsilon: Positive = 0.1
     """radius of the KL ball, in nats"""
-    solver: Literal["newton", "slsqp", "adam"] = "newton"
-    """solver of the dual: an exact one, SciPy's SLSQP as published, or one Adam step per batch"""
+    solver: Annotated[str, one_of_or_own("newton", "slsqp", "adam")] = "newton"
+    """solver of the dual: newton (exact), slsqp (SciPy's, as published), adam (one step per batch), or
+    package.module:name of your own"""
+
+    def validate(self, config: Any) -> None:
+        """Raise ValueError unless a solver of the user's own can be imported."""
+        if is_import_path(self.solver):
+            import_part(self.solver, "estep.solver")
 
     def make_solver(self, lam_max: float | None, waits: bool) -> DualSolver:
-        """Make the solver of the dual.
+        """Make the solver of the dual; one of the user's own is called with ``lam_max`` alone.
 
         Args:
             lam_max: cap of the multipliers; None for no cap.
             waits: whether the host may read results from the device to decide when to stop.
         """
+        if is_import_path(self.solver):
+            own: DualSolver = import_part(self.solver, "estep.solver")(lam_max=lam_max)
+            return own
         if self.solver == "slsqp":
             return SLSQPDualSolver.published(lam_max=lam_max)
         if self.solver == "adam":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from torch import nn
 
 from safe_components.critics import COST_SIGNAL, REWARD_SIGNAL, ConstrainedQEnsemble, CriticLearner
 from safe_components.envs.gpu_simulator import is_gpu_simulator
-from safe_components.ops import Aggregate
+from safe_components.ops import Aggregate, import_part, is_import_path
 from safe_components.training.options.policy import PolicyConfig
 from safe_components.training.options.ranges import (
     Count,
@@ -22,6 +23,7 @@ from safe_components.training.options.ranges import (
     Steps,
     StepSize,
     Whole,
+    one_of_or_own,
 )
 from safe_components.training.options.run import RecipeConfig
 
@@ -98,6 +100,8 @@ class CriticConfig:
     """discount of the reward and the costs per frame; an action held for k frames is discounted by gamma^k"""
     n_step: Repeats = 3
     """number of steps of the temporal-difference targets"""
+    network: Annotated[str, one_of_or_own("mlp")] = "mlp"
+    """networks of the critics: mlp, or package.module:name of your own, called like ConstrainedQEnsemble"""
     hidden_sizes: Sizes = (128, 128)
     """widths of the hidden layers"""
     layer_norm: bool = True
@@ -117,18 +121,26 @@ class CriticConfig:
     warmup_updates: Annotated[Whole, Range("at most 10,000,000", lambda n: n <= 10**7)] = 0
     """updates of the critics alone before the first update of the policy"""
 
-    def make(
-        self, observation_dim: int, action_dim: int, num_costs: int, **options: Any
-    ) -> ConstrainedQEnsemble:
-        """Make the critics.
+    def validate(self, config: Any) -> None:
+        """Raise ValueError unless critics of the user's own can be imported."""
+        if is_import_path(self.network):
+            import_part(self.network, "critics.network")
+
+    def make(self, observation_dim: int, action_dim: int, num_costs: int, **options: Any) -> nn.Module:
+        """Make the critics, and try critics of the user's own on two observations.
 
         Args:
             observation_dim: size of an observation.
             action_dim: size of an action.
             num_costs: number of cost signals.
             **options: further arguments of `ConstrainedQEnsemble`, such as the action bounds.
+
+        Raises:
+            ValueError: if critics of the user's own return other shapes.
         """
-        return ConstrainedQEnsemble(
+        own = is_import_path(self.network)
+        build = import_part(self.network, "critics.network") if own else ConstrainedQEnsemble
+        critic: nn.Module = build(
             observation_dim,
             action_dim,
             num_reward_members=self.reward_members,
@@ -138,6 +150,22 @@ class CriticConfig:
             layer_norm=self.layer_norm,
             **options,
         )
+        if own:
+            self._require_shapes(critic, observation_dim, action_dim, num_costs)
+        return critic
+
+    def _require_shapes(self, critic: nn.Module, observation_dim: int, action_dim: int, costs: int) -> None:
+        observation = torch.zeros(2, observation_dim)
+        for particles in ((), (3,)):
+            scores = critic(observation, torch.zeros(2, *particles, action_dim))
+            shapes = [list(q.shape) for q in scores]
+            if [shape[1:] for shape in shapes] != [[2, *particles, 1], [2, *particles, costs]]:
+                wanted = ", ".join(str(part) for part in ("2", *particles))
+                raise ValueError(
+                    f"critics.network is {self.network!r}, whose critics must return a reward "
+                    f"[E, {wanted}, 1] and costs [E, {wanted}, {costs}] for observations "
+                    f"[2, {observation_dim}] and actions [{wanted}, {action_dim}], got shapes {shapes}"
+                )
 
     def make_learner(
         self,
@@ -166,6 +194,7 @@ class CriticConfig:
 class OffPolicyConfig(RecipeConfig):
     """Options of every off-policy recipe; each recipe adds groups of its own."""
 
+    follows_limits: ClassVar[bool] = False
     collect: OffPolicyCollectConfig = OffPolicyCollectConfig()
     replay: ReplayConfig = ReplayConfig()
     policy: PolicyConfig = PolicyConfig()

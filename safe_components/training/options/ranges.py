@@ -9,10 +9,13 @@ from typing import Annotated, Any, TypeAlias
 
 import tyro
 
+from safe_components.ops import is_import_path
+
 __all__ = [
     "Copies",
     "Count",
     "KeptShare",
+    "LimitRange",
     "Limits",
     "NotNegative",
     "Positive",
@@ -26,6 +29,7 @@ __all__ = [
     "StepSize",
     "Steps",
     "Whole",
+    "one_of_or_own",
 ]
 
 
@@ -53,9 +57,20 @@ class Range:
         """
         if not self.holds(value):
             return self.words
-        if not isinstance(value, tuple) and value > self.most:
+        if not isinstance(value, tuple | str) and value > self.most:
             return f"at most {self.most:,}" if isinstance(self.most, int) else f"at most {self.most:g}"
         return None
+
+
+def one_of_or_own(*names: str) -> Range:
+    """Return the range of an option that chooses a part by its name, or one of the user's own by import path.
+
+    Example:
+        >>> one_of_or_own("newton", "adam").refusal("newtn")
+        'one of newton, adam, or package.module:name of your own'
+    """
+    words = f"one of {', '.join(names)}, or package.module:name of your own"
+    return Range(words, lambda text: text in names or is_import_path(text))
 
 
 _HUGE = 1e12
@@ -101,4 +116,14 @@ Limits: TypeAlias = Annotated[
         is_instance=lambda value: isinstance(value, tuple),
         str_from_instance=lambda limits: [str(limit) for limit in limits] or ["none"],
     ),
+]
+
+
+def _is_range(ends: tuple[float, ...]) -> bool:
+    return len(ends) == 2 and ends[0] < ends[1]
+
+
+LimitRange: TypeAlias = Annotated[
+    tuple[NotNegative, ...],
+    Range("two limits, the smaller first", lambda ends: not ends or _is_range(ends)),
 ]

@@ -16,7 +16,9 @@ from safe_components.training.options.device import usable_device
 from safe_components.training.options.ranges import (
     Copies,
     Count,
+    LimitRange,
     Positive,
+    Real,
     Repeats,
     Seed,
     Steps,
@@ -28,7 +30,7 @@ __all__ = ["EnvConfig", "RecipeConfig", "RunConfig", "cost_suffixes"]
 
 @dataclasses.dataclass(frozen=True)
 class EnvConfig:
-    """The environment; the fields are the arguments of ``safe_components.envs.make_env``."""
+    """The environment: the arguments of ``safe_components.envs.make_env``, and what is shown of the limit."""
 
     id: str = "SafetyPointCircle1-v0"
     """a Safety-Gymnasium id, a Gymnasium id whose info holds ``cost``, ``PointCircle``, or a function or
@@ -42,6 +44,10 @@ class EnvConfig:
     Racecar tasks of Safety-Gymnasium, and 1 for all others"""
     max_episode_steps: Steps | None = None
     """environment steps in an episode; None keeps the environment's own limit"""
+    saute: Real | None = None
+    """Sauté: reward of a step once cost_limit is used up, whose rest the policy sees; None turns it off"""
+    limits: LimitRange = ()
+    """range of limits: each episode draws its own, which the policy sees; empty holds all to cost_limit"""
     cost_keys: tuple[str, ...] = ("cost",)
     """entries of the environment's info that hold the cost signals; ignored with cost_limit none"""
     step_timeout: Positive | None = 120.0
@@ -54,9 +60,23 @@ class EnvConfig:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Arguments of ``make_env``, without the id."""
-        fields = dataclasses.asdict(self) | {"frame_skip": self.steps_per_action}
-        return {name: value for name, value in fields.items() if name != "id"}
+        """The arguments of ``make_env``."""
+        own = {name: value for name, value in vars(self).items() if name not in ("saute", "limits")}
+        return own | {"frame_skip": self.steps_per_action}
+
+    def validate(self, config: RecipeConfig) -> None:
+        """Raise ValueError unless the recipe can follow the limits, and Sauté has a budget."""
+        if self.limits and self.saute is not None:
+            raise ValueError(f"env.limits is {self.limits} and env.saute is {self.saute}: choose one of them")
+        if self.limits and not config.follows_limits:
+            raise ValueError(
+                f"env.limits is {self.limits}, but {config.recipe} holds all episodes to cost_limit: "
+                "leave it empty, or take the recipe ppo_lag"
+            )
+        if self.saute is not None and not all(config.budget.cost_limit or (0.0,)):
+            raise ValueError(
+                f"env.saute needs a positive cost_limit, but cost_limit is {config.budget.cost_limit or None}"
+            )
 
     @property
     def file_name(self) -> str:
@@ -143,9 +163,11 @@ class RecipeConfig:
 
     Attributes:
         recipe: name of the recipe, which names its runs and its section in settings files.
+        follows_limits: whether the recipe holds each episode to a limit of its own.
     """
 
     recipe: ClassVar[str] = "recipe"
+    follows_limits: ClassVar[bool] = True
     env: EnvConfig = EnvConfig()
     run: tyro.conf.OmitArgPrefixes[RunConfig] = RunConfig()
     budget: BudgetConfig = BudgetConfig()
