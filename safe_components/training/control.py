@@ -102,7 +102,7 @@ class RangeControl(nn.Module):
         if not isinstance(multiplier, PriceConfig):
             raise ValueError("env.limits needs a price for each limit: use --multiplier price")
         low, high = ([end] * task.num_costs for end in config.env.limits)
-        frames = task.episode_length * config.env.frame_skip
+        frames = task.episode_length * config.env.steps_per_action
         self.prices = multiplier.make_range(low, high, frames_per_batch, frames)
 
     def forward(self, steps: TensorDictBase) -> Tensor:
