@@ -106,6 +106,8 @@ class WeightedLikelihoodLoss(BaseLoss):
 
     default_keys = _AcceptedKeys
     tensor_keys: _AcceptedKeys
+    #: PyTorch's distributions may read numbers from the device, as some closed forms of a divergence do.
+    synchronizes = True
     #: Entries with the divergences that the trust region bounds.
     divergences: ClassVar[tuple[str, ...]] = ("kl",)
     policy: ProbabilisticTensorDictSequential

@@ -50,7 +50,7 @@ def test_a_multidiscrete_environment_keeps_the_laws():
 
 @pytest.mark.parametrize("flags", [PUSHES, CART], ids=["MultiDiscrete", "Discrete"])
 def test_a_discrete_task_is_trained_evaluated_and_loaded(training, tmp_path, capsys, flags):
-    rows, learner = training(discrete_cvpo, *flags)
+    rows, learner = training(discrete_cvpo, *flags, "--total-frames", 800)
     learned = np.isfinite(rows["eta"])
     assert learned.sum() >= 1
     assert (rows["estep_kl"][learned] <= 0.1 + 1e-6).all()

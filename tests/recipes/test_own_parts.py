@@ -20,6 +20,7 @@ from safe_components.training import (
     Task,
     config_to_dict,
     deploy,
+    execute,
     load_policy,
     options,
     overlay,
@@ -54,15 +55,24 @@ def test_a_squashed_policy_keeps_the_trust_region_by_retraction():
     assert metrics["entropy"] == pytest.approx(2 * math.log(2), abs=0.2)  # nearly even over two actions
 
 
+def test_a_squashed_policy_is_not_compiled_because_its_divergence_reads_the_device():
+    config = small(cvpo, "--policy", "tanh", "--execution.mode", "compile")
+    learner = cvpo.CVPO(config, Task(config))
+    with pytest.raises(
+        ValueError, match=r"WeightedLikelihoodLoss computes on the host: .* --policy gaussian"
+    ):
+        execute(config.execution, learner, torch.device("cpu"))
+
+
 def test_a_policy_of_ones_own_trains_and_can_be_continued_and_loaded(training, tmp_path, monkeypatch, capsys):
-    rows, learner = training(cvpo, "--policy", "own_parts:mixture_policy", *PACE)
+    rows, learner = training(cvpo, "--policy", "own_parts:mixture_policy", "--total-frames", 800, *PACE)
     assert (learned(rows)["kl"] > 0).all()
 
     run = tmp_path / "run"
     fresh = restored(cvpo, run, learner)
     for name, value in learner.policy.state_dict().items():
         torch.testing.assert_close(fresh.policy.state_dict()[name], value, rtol=0, atol=0)
-    more = parse_config(cvpo.Config, ["--resume", str(run), "--total-frames", "1400"])
+    more = parse_config(cvpo.Config, ["--resume", str(run), "--total-frames", "1000"])
     assert cvpo.main(more).policy.out_keys == learner.policy.out_keys
 
     builder = registry._BUILDERS.pop("mixture_policy")  # as in a process that has not imported it

@@ -5,7 +5,7 @@ from unittest import mock
 import pytest
 import torch
 from learner_update import RandomTask
-from recorded_graph import RecordedModule
+from recorded_graph import RecordedModule, Recording
 from small_runs import small
 
 import cvpo
@@ -143,17 +143,22 @@ def test_five_seeds_of_three_variants_equal_single_runs_over_200_updates():
     assert_rows(batched, alone(members("", NUMBERS, seeds), 200), 1e-4)
 
 
-def test_a_batch_can_be_recorded_as_a_graph():
-    numbers = ["", "--estep.epsilon 0.05"]
+def test_a_batch_can_be_recorded_as_a_graph_of_hardly_more_operations_than_one_update():
+    numbers, updates = ["", "--estep.epsilon 0.05"], []
+
+    def graphed(population):
+        updates.append(execution.GraphedUpdate(population.update, list(population.optimizers.values())))
+        return updates[0]
+
     with mock.patch.object(execution, "CudaGraphModule", RecordedModule):
-        recorded = together(
-            members("--execution.mode graph", numbers),
-            4,
-            lambda population: execution.GraphedUpdate(
-                population.update, list(population.optimizers.values())
-            ),
-        )
+        recorded = together(members("--execution.mode graph", numbers), 4, graphed)
     assert_rows(recorded, together(members("--execution.mode graph", numbers), 4), 1e-12)
+    (single,) = members("--execution.mode graph", [""])
+    alone([single], 2)
+    batches = single.replay.sample()
+    with Recording() as one:
+        single.learner.update(*batches)
+    assert len(updates[0]._run.recording.operations) < 1.3 * len(one.operations)
 
 
 @pytest.mark.parametrize(

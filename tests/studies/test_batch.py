@@ -110,7 +110,7 @@ def test_a_batched_study_writes_the_files_and_numbers_of_an_ordinary_one(tmp_pat
     )
 
 
-def test_a_member_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
+def small_members(tmp_path, seeds):
     small = {
         "env": {"num_envs": 4, "frame_skip": 1, "max_episode_steps": 50},
         "run": {"total_frames": 1000, "log_interval": 200, "eval_interval": 0, "loggers": []},
@@ -120,11 +120,15 @@ def test_a_member_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
         "replay": {"size": 2000, "batch_size": 16},
         "estep": {"num_particles": 4},
     }
-    members = [
+    return [
         dataclasses.replace(m, config=overlay(m.config, small, "small"))
-        for seed in range(3)
+        for seed in range(seeds)
         for m in plan(["cvpo"], [seed], tmp_path, shared={"env": {"id": "PointCircle"}})
     ]
+
+
+def test_a_member_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
+    members = small_members(tmp_path, 3)
     (members[2].directory / "checkpoint" / "checkpoint-5").mkdir(
         parents=True
     )  # nothing that could be resumed
@@ -145,3 +149,23 @@ def test_a_member_that_fails_does_not_stop_the_others(tmp_path, monkeypatch):
     assert "stopped by FloatingPointError at 800 frames" in logs[1]
     assert logs[1].endswith("error: the critic diverges\n")
     assert logs[2].startswith("error: ")
+
+
+@pytest.mark.slow
+def test_a_batch_that_is_stopped_saves_every_run_and_continues(tmp_path, monkeypatch):
+    members = small_members(tmp_path, 2)
+    report = Loop.report
+
+    def stopping(self, **shown):
+        if self.run.config.run.seed == 0 and self.run.frames == 800:
+            signal.raise_signal(signal.SIGINT)
+        report(self, **shown)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "report", stopping)
+        outcome = run_batches(batches_of(members), progress=False)
+    assert outcome.stopped == members
+    assert all(any((m.directory / "checkpoint").glob("checkpoint-*")) for m in members)
+    assert run_batches(batches_of(members), progress=False).finished == members
+    for member in members:
+        assert read_metrics(member.directory / "metrics.csv")["frames"].tolist() == [600, 800, 1000]
