@@ -82,7 +82,7 @@ class PriceConfig:
     """lower bound of the integral"""
     max: Positive = 2.0
     """upper bound of the price"""
-    memory: Positive = 5_000
+    memory: Positive = 5_000.0
     """frames over which the measured cost is averaged"""
 
     def make(self, cost_limit: tuple[float, ...], frames_per_batch: int) -> ExponentiatedMultiplier:
