@@ -25,6 +25,7 @@ from sphinx.util import logging  # noqa: E402
 from sphinx.util.nodes import make_refnode  # noqa: E402
 
 import safe_components  # noqa: E402
+from safe_components.training.options import Range  # noqa: E402
 
 project = "safe_components"
 release = safe_components.__version__
@@ -102,8 +103,9 @@ def convert_docstring(app: Any, what: str, name: str, obj: object, options: Any,
 def shown(value: Any) -> str:
     """A constant in one line: a range's type and words, the choices of a literal, or what Python prints."""
     if get_origin(value) is Annotated:
-        kind, *ranges = get_args(value)
-        return ", ".join([inspect.formatannotation(kind), *(allowed.words for allowed in ranges)])
+        kind, *notes = get_args(value)  # some are for the command line
+        words = [note.words for note in notes if isinstance(note, Range)]
+        return ", ".join([inspect.formatannotation(kind), *words])
     text = " | ".join(map(repr, get_args(value))) or repr(value)
     return text if len(text) < 100 else "..."
 

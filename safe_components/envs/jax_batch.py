@@ -165,6 +165,7 @@ class JaxBatch(ConstrainedEnv):
                 raise ValueError(f"{self.name}: {error}") from None
             blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), programs.carry)
         self._programs, self._carry = programs, jax.device_put(blank, self._simulator)
+        self._all = jax.device_put(np.ones(num_envs, bool), self._simulator)
         size = programs.carry.state.obs.shape[-1]
         action = Bounded(-1.0, 1.0, (*self.batch_size, env.action_size), device=self.device)
         self._set_specs(size, action, programs.costs)
@@ -179,7 +180,7 @@ class JaxBatch(ConstrainedEnv):
         """Move the specs and the simulation."""
         super().to(device)
         self._simulator = jax_device(self.device, self.name)
-        self._carry = jax.device_put(self._carry, self._simulator)
+        self._carry, self._all = jax.device_put((self._carry, self._all), self._simulator)
         return self
 
     def _set_seed(self, seed: int | None) -> None:
@@ -204,10 +205,10 @@ class JaxBatch(ConstrainedEnv):
             StateError: if the number or the shapes of the arrays differ.
         """
         own, structure = jax.tree.flatten(self._carry)
-        given = [(np.shape(leaf), np.asarray(leaf).dtype) for leaf in state["leaves"]]
-        if given != [(leaf.shape, leaf.dtype) for leaf in own]:
+        leaves = [np.asarray(leaf) for leaf in state["leaves"]]
+        if [(leaf.shape, leaf.dtype) for leaf in leaves] != [(leaf.shape, leaf.dtype) for leaf in own]:
             raise StateError(f"the state is not of {self.num_envs} copies of {self.name}")
-        self._carry = jax.device_put(jax.tree.unflatten(structure, state["leaves"]), self._simulator)
+        self._carry = jax.device_put(jax.tree.unflatten(structure, leaves), self._simulator)
         self._calls = state["calls"]
 
     def _reset(self, tensordict: TensorDictBase | None = None, *, seed: int | None = None) -> TensorDictBase:
@@ -219,9 +220,7 @@ class JaxBatch(ConstrainedEnv):
         return self._tensordict(self._carry.state.obs, self._carry.ended)
 
     def maybe_reset(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Reset the copies that are done; on a GPU, PyTorch does not wait to learn whether any is."""
-        if self.device.type == "cpu":
-            return super().maybe_reset(tensordict)
+        """Reset the copies that are done; PyTorch does not wait to learn whether any is."""
         return tensordict.update(self._reset(TensorDict({"_reset": tensordict["done"]}, self.batch_size)))
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -246,9 +245,7 @@ class JaxBatch(ConstrainedEnv):
         raise kind(f"{self.name}: {_FAULTS[fault[row]].format(row)}, {when}")
 
     def _mask(self, mask: torch.Tensor | None) -> Any:
-        if mask is None:
-            return jax.device_put(np.ones(self.num_envs, bool), self._simulator)
-        return self._to_jax(mask.reshape(self.num_envs))
+        return self._all if mask is None else self._to_jax(mask.reshape(self.num_envs))
 
     def _to_jax(self, tensor: torch.Tensor) -> Any:
         # JAX reads later than PyTorch might write, so it gets memory of its own.

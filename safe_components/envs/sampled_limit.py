@@ -20,18 +20,15 @@ class SampledLimit(BudgetInput):
     A policy that is trained so keeps any limit of the range afterwards. The learner must hold each step to
     ``cost_limit``, the limit of its own episode; `safe_components.lagrangian.LimitPrices` does.
 
-    The transform holds no state: ``cost_limit`` travels with the steps. The draws come from PyTorch's global
-    generator.
+    Writes ``cost_limit``, ``d [..., m]``, cost per episode, and appends the share of the range to
+    ``observation``. The transform holds no state: ``cost_limit`` travels with the steps. The draws come from
+    PyTorch's global generator.
 
     Args:
         low: smallest limits, cost per episode, one number, or one per cost.
         high: largest limits, above ``low``.
         limit: limits of all episodes, in place of a draw, for example to measure a policy; they may lie
             outside the range.
-
-    Entries:
-        ``cost_limit``: ``d [..., m]``, cost per episode, constant within an episode. The share of the range
-        is appended to ``observation``.
 
     Raises:
         ValueError: if an argument is out of range, or if the environment has another number of costs.

@@ -21,10 +21,12 @@ class Saute(BudgetInput):
         z_0 = 1,      z_{t+1,i} = (z_{t,i} - c_{t,i} / d_γ,i) / γ
         r̃_t = r_t  if z_{t+1,i} > 0 for all i,  else  n            d_γ,i = d_i (1 - γ^T) / ((1 - γ) T)
 
-    Any learner without a constraint then keeps the limit, because leaving it ends the reward. The constraint
-    holds for each episode, not only for the mean over episodes. With ``γ = 1``, ``z`` is the share of
-    ``d`` that is left, and ``d_γ = d``.
+    Spending the budget ends the reward, so a learner without a constraint has a reason to keep the limit, in
+    each episode and not only on average. Nothing protects a budget that is already overdrawn: every later
+    step earns ``n``, whatever it costs. With ``γ = 1``, ``z`` is the share of ``d`` that is left, and
+    ``d_γ = d``.
 
+    Writes ``budget_left``, ``z [..., m]``, appends it to ``observation``, and replaces ``reward [..., 1]``.
     The transform holds no state: ``budget_left`` travels with the steps, as the sums of TorchRL's
     ``RewardSum`` do. Frame skip, partial resets and batches therefore need nothing else. A ``RewardSum``
     before this transform adds up the environment's own reward.
@@ -35,9 +37,6 @@ class Saute(BudgetInput):
         episode_length: ``T``, number of decisions in an episode; needed if ``gamma`` is below 1.
         unsafe_reward: ``n``, reward of each step without budget. It must be below what a safe step earns.
             None keeps the environment's reward, to measure a policy.
-
-    Entries:
-        ``budget_left``: ``z [..., m]``, also appended to ``observation``; ``reward``: ``r̃ [..., 1]``.
 
     Raises:
         ValueError: if an argument is out of range, or if the environment has another number of costs.

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from safe_components.envs.gpu_simulator import is_gpu_simulator
 from safe_components.training.options import CollectConfig, OffPolicyConfig, RecipeConfig
 from safe_components.training.task import Task
 
@@ -130,8 +131,11 @@ def require_memory(
     parts = "; ".join(
         f"{part} {size:,} ({_settings_of(config, part, particles)})" for part, size in needed.items()
     )
+    shared = task.device.type == "cuda" and is_gpu_simulator(config.env.id)
+    hint = "; JAX holds memory, too: XLA_PYTHON_CLIENT_PREALLOCATE=false limits it to its needs"
     raise ValueError(
         f"the run needs {total:,} bytes of memory on {task.device}, where {there:,} are free: {parts}"
+        + hint * shared
     )
 
 

@@ -14,6 +14,7 @@ from jax_envs import CORRIDOR, Corridor
 
 from safe_components.envs import StateError, check_env
 from safe_components.envs.jax_batch import JaxBatch, jax_device
+from safe_components.training.state_file import read_state, write_state
 
 pytestmark = pytest.mark.slow  # compiles for half a minute
 
@@ -41,10 +42,11 @@ def test_numbers_are_those_of_the_environment():
     assert steps["cost"].dtype == steps["reward"].dtype == torch.float32
 
 
-def test_a_state_continues_elsewhere():
+def test_a_state_in_a_file_continues_elsewhere(tmp_path):
     env = JaxBatch(CORRIDOR, num_envs=3, seed=0, max_episode_steps=8)
     play(env, [0.1] * 3)
-    state = env.get_state()
+    write_state(tmp_path / "state", env.get_state())
+    state = read_state(tmp_path / "state")
     rest = onward(env)
     other = JaxBatch(CORRIDOR, num_envs=3, seed=1, max_episode_steps=8)
     other.set_state(state)

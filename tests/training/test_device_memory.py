@@ -102,6 +102,11 @@ def test_what_does_not_fit_is_said_with_its_bytes(monkeypatch):
     assert "on cpu, where 1,073,741,824 are free" in message
     assert "buffer 325,000,000,000 (replay.size 10000000000)" in message
     assert "(replay.batch_size 256, estep.num_particles 16, critics.hidden_sizes 32 16)" in message
+    assert "JAX" not in message
+    settings = config(replay={"size": 10**10}, env={"id": "brax/SafetyAntVelocity"})
+    task.device = torch.device("cuda")
+    with pytest.raises(ValueError, match="; JAX holds memory, too: XLA_PYTHON_CLIENT_PREALLOCATE=false"):
+        require_memory(settings, task)
     monkeypatch.setattr(memory, "available_bytes", lambda _: None)
     require_memory(settings, task, particles=16)  # the system does not say: the run may try
     monkeypatch.setattr(memory, "available_bytes", lambda _: 2**30)

@@ -145,3 +145,11 @@ def test_a_device_that_cannot_train_is_refused_in_one_line(device):
     ) as end:
         parse_config(cvpo.Config, ["--device", device])
     assert "\n" not in str(end.value)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_defaults_have_the_type_of_their_option(recipe):
+    for path, hint, value in fields(RECIPES[recipe].Config()):
+        allowed = kinds(hint)
+        if float in allowed and int not in allowed:  # older versions of tyro refuse 5000 for a float
+            assert type(value) is not int, path

@@ -82,7 +82,7 @@ class PriceConfig:
     """lower bound of the integral"""
     max: Positive = 2.0
     """upper bound of the price"""
-    memory: Positive = 5_000
+    memory: Positive = 5_000.0
     """frames over which the measured cost is averaged"""
     target: PositiveShare = 0.8
     """share of the limit at which the price holds the cost; the cost fluctuates around it"""
