@@ -56,8 +56,9 @@ def make_env(
     knows after the import. A factory makes a ``gymnasium.Env`` or an ``EnvBase`` of TorchRL; see
     `env_from_factory` for its arguments. Modules are looked for in the current directory, too.
 
-    Observation spaces are flattened into one float32 vector, and discrete actions are one-hot. Actions
-    outside the bounds are *executed* clipped to them, but the stored action stays as sampled. Reward and cost
+    Observation spaces are flattened into one float32 vector, and Discrete and MultiDiscrete actions are
+    one-hot. Actions outside the bounds are *executed* clipped to them, but the stored action stays as
+    sampled. Reward and cost
     are both in ``full_reward_spec``, so TorchRL sums them over an episode with
     ``RewardSum(in_keys=["reward", "cost"], out_keys=["episode_reward", "episode_cost"])``.
 
