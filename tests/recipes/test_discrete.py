@@ -48,7 +48,9 @@ def test_a_multidiscrete_environment_keeps_the_laws():
     assert check_env("own_parts:Pushes-v0", num_envs=2).failures == ()
 
 
-@pytest.mark.parametrize("flags", [PUSHES, CART], ids=["MultiDiscrete", "Discrete"])
+@pytest.mark.parametrize(
+    "flags", [PUSHES, pytest.param(CART, marks=pytest.mark.slow)], ids=["MultiDiscrete", "Discrete"]
+)
 def test_a_discrete_task_is_trained_evaluated_and_loaded(training, tmp_path, capsys, flags):
     rows, learner = training(discrete_cvpo, *flags, "--total-frames", 800)
     learned = np.isfinite(rows["eta"])
