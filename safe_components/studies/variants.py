@@ -167,7 +167,7 @@ _VARIANTS: dict[str, Variant] = {
     "saute": Variant(
         "ppo_lag",
         "Sauté: PPO without a price; the reward ends with the budget, which the policy sees",
-        {"multiplier": "none", "env.saute": 0.0},
+        {"multiplier": "none", "env.saute": -1.0},
     ),
 }
 
