@@ -119,9 +119,8 @@ def test_a_simulator_that_fails_is_an_error(cost, error, message):
 
 def test_the_battery_with_no_cost_and_with_two():
     for keys in ((), ("cost", "speed")):
-        check_env(
-            lambda keys=keys: JaxBatch(CORRIDOR, num_envs=2, max_episode_steps=8, cost_keys=keys), steps=20
-        ).raise_if_broken()
+        env = JaxBatch(CORRIDOR, num_envs=2, max_episode_steps=8, cost_keys=keys)
+        check_env(env, steps=20).raise_if_broken()
 
 
 def test_a_gpu_that_jax_does_not_have_is_said(monkeypatch):
