@@ -29,6 +29,7 @@ from safe_components.estep import (
     ParticleSampler,
 )
 from safe_components.mstep import mstep_loss
+from safe_components.policies import encoded_policy
 from safe_components.training import (
     CostControl,
     Diagnosis,
@@ -96,7 +97,9 @@ class CVPO(Learner):
         precision = getattr(torch, config.execution.scoring_precision)
         sizes = (task.observation_dim, task.action_dim, task.num_costs)
         critic = critics.make(*sizes, scoring_dtype=precision, **task.bounds).to(device)
-        self.critics = critics.make_learner(critic, self.policy, config.discount, policy_params=reference)
+        self.critics = critics.make_learner(
+            critic, self.policy, config.discount, policy_params=reference, encoder=task.make_encoder()
+        )
         self.particles = ParticleSampler(
             self.policy,
             critic,
@@ -135,7 +138,7 @@ class CVPO(Learner):
 
     def update(self, transitions: TensorDictBase, states: TensorDictBase) -> dict[str, torch.Tensor]:
         """Take one step of the critics, then improve the policy."""
-        return self.critics.update(transitions) | self.improve(states)
+        return self.critics.update(transitions) | self.improve(self.critics.encode(states))
 
     def improve(self, states: TensorDictBase) -> dict[str, torch.Tensor]:
         """Take one E-step, and the gradient steps of the M-step."""
@@ -180,9 +183,10 @@ def train(config: Config) -> Training[CVPO]:
     require_memory(config, task, particles=config.estep.num_particles, window=config.replay.window)
     learner = CVPO(config, task)
     yield learner
-    replay = Replay.of(config, window=config.replay.window)
-    with Run(config, learner=learner, policy=learner.policy, norm=task.norm, replay=replay) as run:
-        loop = Loop(run, task, learner.policy, config.collect)
+    replay = Replay.of(config, config.replay.window, task.observation_keys)
+    policy = encoded_policy(learner.critics.encoder, learner.policy)
+    with Run(config, learner=learner, policy=policy, norm=task.norm, replay=replay) as run:
+        loop = Loop(run, task, policy, config.collect)
         if run.frames == 0:
             steps = loop.warm_up(config.critics.n_step + 1)
             replay.extend(steps)
@@ -195,7 +199,7 @@ def train(config: Config) -> Training[CVPO]:
         for steps in loop.collect():
             replay.extend(steps)
             learner.observe(steps, loop.episode_costs, run.frames)
-            loop.record(diagnosis.before(steps))
+            loop.record(diagnosis.before(learner.critics.encode(steps)))
             for _ in loop.updates_due():
                 loop.record((yield replay.sample()))
             loop.record(diagnosis.after())

@@ -24,7 +24,7 @@ from tensordict.nn import ProbabilisticTensorDictSequential
 from safe_components import keys
 from safe_components.estep import EStepProjector
 from safe_components.ops import aggregate
-from safe_components.policies import enumerated_policy
+from safe_components.policies import encoded_policy, enumerated_policy
 from safe_components.training import (
     Learner,
     Loop,
@@ -83,7 +83,8 @@ class DiscreteCVPO(Learner):
         self.policy = make_policy(config, task)
         self.aggregates = (critics.cost_aggregate, critics.cost_std)
         critic = critics.make(task.observation_dim, task.action_dim, task.num_costs, **bounds)
-        self.critics = critics.make_learner(critic.to(task.device), self.policy, config.discount)
+        critic, encoder = critic.to(task.device), task.make_encoder()
+        self.critics = critics.make_learner(critic, self.policy, config.discount, encoder=encoder)
         self.budget = config.budget.make(config.discount, task.episode_length).to(task.device)
         solver = options.EStepConfig().make_solver(dual.lam_max, waits=True)
         self.estep = EStepProjector(config.estep.epsilon, self.budget.q_limit, solver, dual.infeasible)
@@ -93,7 +94,7 @@ class DiscreteCVPO(Learner):
     def update(self, transitions: TensorDictBase) -> dict[str, torch.Tensor]:
         """Take one step of the critics, one exact E-step, and one step of the policy toward the weights."""
         metrics = self.critics.update(transitions)
-        states = transitions.select(keys.OBSERVATION)
+        states = self.critics.encode(transitions).select(keys.OBSERVATION)
         log_probs = self.policy.get_dist(states).logits
         with torch.no_grad():
             every = self.actions.expand(len(states), -1, -1)
@@ -126,9 +127,10 @@ def main(config: Config) -> DiscreteCVPO:
     """Train, and return the learner."""
     task = Task(config)
     require_memory(config, task, particles=len(task.action_set(config.policy.levels)[0]))
-    learner, replay = DiscreteCVPO(config, task), Replay.of(config)
-    with Run(config, learner=learner, policy=learner.policy, norm=task.norm, replay=replay) as run:
-        loop = Loop(run, task, learner.policy, config.collect)
+    learner, replay = DiscreteCVPO(config, task), Replay.of(config, observation_keys=task.observation_keys)
+    policy = encoded_policy(learner.critics.encoder, learner.policy)
+    with Run(config, learner=learner, policy=policy, norm=task.norm, replay=replay) as run:
+        loop = Loop(run, task, policy, config.collect)
         if run.frames == 0:
             steps = loop.warm_up(config.critics.n_step + 1)
             replay.extend(steps)

@@ -141,6 +141,11 @@ def _setting(plain: Any, path: str) -> Any:
 def main(config: Config) -> None:
     """Evaluate the policy, print a summary for each kind of action, and write the files."""
     saved = read_run(config.run_dir)
+    if encoder := _setting(saved["config"], "encoder"):
+        raise ValueError(
+            f"the policy of {config.run_dir} reads features of the encoder {encoder}. Checkpoints hold no "
+            "file of such a policy; its evaluations in training are in metrics.csv"
+        )
     if config.recipe is not None:
         load_recipe(config.recipe)  # it registers the builder of its policy
     import_own_policy(config.run_dir)  # likewise, if --policy named it

@@ -19,7 +19,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential
 
 from safe_components.lagrangian import SACLagLoss
-from safe_components.policies import tanh_gaussian_policy
+from safe_components.policies import encoded_policy, tanh_gaussian_policy
 from safe_components.training import (
     CostControl,
     Learner,
@@ -100,7 +100,12 @@ class SACLag(Learner):
         # CAL is conservative only in the loss of the policy. In the targets the bias would add up over steps.
         soft = {"entropy_coef": lambda: self.actor.alpha}
         self.critics = critics.make_learner(
-            critic, self.policy, config.discount, "mean" if cal else None, **soft
+            critic,
+            self.policy,
+            config.discount,
+            "mean" if cal else None,
+            encoder=task.make_encoder(),
+            **soft,
         )
         self.actor = SACLagLoss(
             self.policy,
@@ -128,7 +133,7 @@ class SACLag(Learner):
     def update(self, transitions: TensorDictBase) -> dict[str, torch.Tensor]:
         """Take one step of the critics, one of the policy and one of its temperature."""
         metrics = self.critics.update(transitions)
-        out = self.actor(transitions)
+        out = self.actor(self.critics.encode(transitions))
         self.optim.zero_grad()
         (out["loss_actor"] + out["loss_alpha"]).backward()
         self.optim.step()
@@ -152,9 +157,10 @@ def main(config: Config) -> SACLag:
         config = dataclasses.replace(config, critics=critics)
     task = Task(config)
     require_memory(config, task)
-    learner, replay = SACLag(config, task), Replay.of(config)
-    with Run(config, learner=learner, policy=learner.policy, norm=task.norm, replay=replay) as run:
-        loop = Loop(run, task, learner.policy, config.collect)
+    learner, replay = SACLag(config, task), Replay.of(config, observation_keys=task.observation_keys)
+    policy = encoded_policy(learner.critics.encoder, learner.policy)
+    with Run(config, learner=learner, policy=policy, norm=task.norm, replay=replay) as run:
+        loop = Loop(run, task, policy, config.collect)
         if run.frames == 0:
             steps = loop.warm_up(config.critics.n_step + 1)
             replay.extend(steps)

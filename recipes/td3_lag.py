@@ -23,7 +23,7 @@ from tensordict.nn import TensorDictModule
 
 from safe_components.critics import Polyak, TargetSmoothing
 from safe_components.lagrangian import DeterministicLagLoss
-from safe_components.policies import deterministic_policy
+from safe_components.policies import deterministic_policy, encoded_policy
 from safe_components.training import (
     CostControl,
     Learner,
@@ -113,7 +113,9 @@ class TD3Lag(Learner):
         ).to(task.device)
         self.target_policy = Polyak(self.actor, eps=config.policy.polyak)
         targets = {"policy_params": self.actor.target_policy_params, "smooth_action": smoothing}
-        self.critics = critics.make_learner(critic, self.policy, config.discount, **targets)
+        self.critics = critics.make_learner(
+            critic, self.policy, config.discount, encoder=task.make_encoder(), **targets
+        )
         # Adam's usual 1e-8 is large beside the gradients of rewards of 0.001.
         self.optim = torch.optim.Adam(self.actor.parameters(), lr=config.policy.lr, eps=1e-20)
 
@@ -123,7 +125,7 @@ class TD3Lag(Learner):
         metrics |= self.control.metrics()
         if number % self.delay:
             return metrics
-        out = self.actor(transitions)
+        out = self.actor(self.critics.encode(transitions))
         self.optim.zero_grad()
         out["loss_actor"].backward()
         self.optim.step()
@@ -143,10 +145,11 @@ def main(config: Config) -> TD3Lag:
         config = dataclasses.replace(config, critics=dataclasses.replace(config.critics, reward_members=1))
     task = Task(config)
     require_memory(config, task)
-    learner, replay = TD3Lag(config, task), Replay.of(config)
-    explore = with_noise(learner.policy, config.policy.exploration_std, task)
-    with Run(config, learner=learner, policy=learner.policy, norm=task.norm, replay=replay) as run:
-        loop = Loop(run, task, learner.policy, config.collect, explore=explore)
+    learner, replay = TD3Lag(config, task), Replay.of(config, observation_keys=task.observation_keys)
+    policy = encoded_policy(learner.critics.encoder, learner.policy)
+    explore = with_noise(policy, config.policy.exploration_std, task)
+    with Run(config, learner=learner, policy=policy, norm=task.norm, replay=replay) as run:
+        loop = Loop(run, task, policy, config.collect, explore=explore)
         if run.frames == 0:
             steps = loop.warm_up(config.critics.n_step + 1)
             replay.extend(steps)

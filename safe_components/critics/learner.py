@@ -28,10 +28,15 @@ class CriticLearner(nn.Module):
         signals: what the critic estimates, see `TDLoss`.
         lr: step size of Adam.
         polyak: share that the target network keeps at each update.
+        encoder: TensorDict module that reads entries of the environment and writes the features
+            ``observation``. It learns with the critic, by the same steps of Adam. The next state is encoded
+            by the same encoder as a constant, as in DrQ-v2 (Yarats et al. 2021, arXiv 2107.09645). None if
+            the transitions hold ``observation``.
         options: further arguments of `TDLoss`, such as ``gamma`` and ``policy_params``.
 
     Attributes:
         loss: the `TDLoss`.
+        encoder: the encoder, or None.
         optim: fused Adam over the critic's parameters.
 
     Raises:
@@ -64,16 +69,19 @@ class CriticLearner(nn.Module):
         *,
         lr: float = 1e-3,
         polyak: float = 0.98,
+        encoder: nn.Module | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
+        self.encoder = encoder
         if options.get("reduction") == "none":
             raise ValueError("reduction='none' leaves no single loss to take a step on: use 'mean' or 'sum'")
         self.loss = TDLoss(critic, policy, signals, **options)
         # TorchRL warns if the target parameters are used before they have an updater.
         self._target = Polyak(self.loss, eps=polyak)
         # Adam's usual 1e-8 is large beside the gradients of rewards of 0.001.
-        self.optim = torch.optim.Adam(self.loss.parameters(), lr=lr, eps=1e-20, fused=True)
+        learned = [*self.loss.parameters(), *(() if encoder is None else encoder.parameters())]
+        self.optim = torch.optim.Adam(learned, lr=lr, eps=1e-20, fused=True)
 
     @property
     def critic(self) -> nn.Module:
@@ -110,6 +118,23 @@ class CriticLearner(nn.Module):
             with swapped(self.critic, params):
                 self.critic.set_units(**units)  # type: ignore[operator]  # a method of the critic's own
 
+    @torch.no_grad()
+    def encode(self, states: TensorDictBase) -> TensorDictBase:
+        """Return states, or steps with their next states, with the features in place of ``observation``.
+
+        The features are constants, so a loss of the policy does not move the encoder. Without an encoder the
+        argument is returned as it is.
+        """
+        return states if self.encoder is None else self._encoded(states)
+
+    def _encoded(self, states: TensorDictBase) -> TensorDictBase:
+        encoder: Any = self.encoder
+        encoded: TensorDictBase = encoder(states.copy())  # a shallow copy: the entries stay where they are
+        if "next" in states.keys():  # noqa: SIM118  # a TensorDict has no __contains__
+            with torch.no_grad():
+                encoded.set("next", encoder(states["next"].copy()))
+        return encoded
+
     def update(self, transitions: TensorDictBase) -> dict[str, Tensor]:
         """Take one step on a batch of transitions.
 
@@ -117,7 +142,10 @@ class CriticLearner(nn.Module):
             For each signal with outputs ``q_<name> [n]``, the mean values of the batch's actions, and
             ``loss_q_<name> []``, both detached.
         """
-        out = self.loss(transitions)
+        encoded = transitions if self.encoder is None else self._encoded(transitions)
+        out = self.loss(encoded)
+        if encoded is not transitions:
+            transitions.set(self.loss.tensor_keys.priority, encoded[self.loss.tensor_keys.priority])
         self.optim.zero_grad()
         out["loss_q"].sum().backward()  # one loss; in a population one for each member
         self.optim.step()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase, unravel_key
+from tensordict.utils import NestedKey
 from torchrl.envs.transforms import MultiStepTransform
 
 from safe_components import keys
@@ -59,7 +60,11 @@ def n_step_transform(
 
 
 def n_step_transitions(
-    n_steps: int, gamma: float, *, reward_keys: Sequence[str] = ("reward", "cost")
+    n_steps: int,
+    gamma: float,
+    *,
+    reward_keys: Sequence[str] = ("reward", "cost"),
+    observation_keys: Sequence[NestedKey] = (keys.OBSERVATION,),
 ) -> NStepTransitions:
     """Return a function from consecutive steps ``[N, T]`` to `n_step_transform`'s transitions ``[n]``.
 
@@ -75,6 +80,7 @@ def n_step_transitions(
         n_steps: window, at least 1.
         gamma: discount, in ``(0, 1]``; the same as in `TDLoss`.
         reward_keys: entries under ``"next"`` that are summed, each ``[N, T, m]``.
+        observation_keys: entries that describe a state, at the root and under ``"next"``.
 
     Returns:
         The function. Its argument needs the entries above and ``("next", "done")``. Its ``state_dict`` holds
@@ -98,7 +104,7 @@ def n_step_transitions(
         >>> transitions_of(steps)["next", "reward"].flatten()
         tensor([1.5000, 1.5000, 1.5000, 1.5000, 1.5000, 1.5000])
     """
-    return NStepTransitions(n_step_transform(n_steps, gamma, reward_keys=reward_keys))
+    return NStepTransitions(n_step_transform(n_steps, gamma, reward_keys=reward_keys), observation_keys)
 
 
 class NStepTransitions:
@@ -106,12 +112,16 @@ class NStepTransitions:
 
     Args:
         transform: transform from :func:`n_step_transform`.
+        observation_keys: entries that describe a state.
     """
 
-    def __init__(self, transform: MultiStepTransform) -> None:
+    def __init__(
+        self, transform: MultiStepTransform, observation_keys: Sequence[NestedKey] = (keys.OBSERVATION,)
+    ) -> None:
         self._transform = transform
         sums = [("next", key) for key in transform.reward_keys]
-        states = [keys.OBSERVATION, keys.ACTION, keys.NEXT_OBSERVATION]
+        following = [unravel_key(("next", key)) for key in observation_keys]
+        states = [*observation_keys, keys.ACTION, *following]
         self._kept = [*states, *sums, keys.TERMINATED, "steps_to_next_obs"]
 
     def __call__(self, steps: TensorDictBase) -> TensorDictBase | None:

@@ -34,6 +34,7 @@ def env_from_factory(
     max_episode_steps: int | None = None,
     cost_keys: Sequence[str] = ("cost",),
     step_timeout: float | None = None,
+    flatten: bool = True,
     **options: Any,
 ) -> EnvBase:
     """Make an environment by a function or class of one's own.
@@ -57,6 +58,7 @@ def env_from_factory(
         max_episode_steps: steps after which an episode is truncated.
         cost_keys: entries that hold the costs.
         step_timeout: seconds after which a Gymnasium environment counts as hanging.
+        flatten: whether a Gymnasium environment writes one vector of observations.
         options: further arguments of the factory.
 
     Raises:
@@ -93,6 +95,7 @@ def env_from_factory(
                 frame_skip=frame_skip,
                 cost_keys=cost_keys,
                 step_timeout=step_timeout,
+                flatten=flatten,
             )
     if made is None or taken:
         if made is not None:

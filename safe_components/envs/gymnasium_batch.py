@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
+from torchrl.data import Composite
 
 from safe_components import keys
 from safe_components.envs.base import (
@@ -23,7 +24,12 @@ from safe_components.envs.base import (
     check_counts,
     checked_seed,
 )
-from safe_components.envs.gymnasium_spaces import ActionReader, ObservationReader, described
+from safe_components.envs.gymnasium_spaces import (
+    ActionReader,
+    ObservationReader,
+    described,
+    observation_entries,
+)
 from safe_components.envs.gymnasium_step import (
     StepReader,
     Steps,
@@ -84,6 +90,10 @@ class GymnasiumBatch(ConstrainedEnv):
             interrupted after once to twice this time. None waits forever. Only calls in a process's main
             thread can be interrupted, and no computation in C that never returns to Python.
 
+        flatten: whether the observation is one vector in float32, under the key ``observation``. False gives
+            each part of a dictionary its own entry, in its shape; images stay in uint8 (see
+            `observation_entries`).
+
     Raises:
         ValueError: if a space is not supported, if a step has no cost (one step is tried at construction), or
             if a ``reset`` or ``step`` returns something else than it must.
@@ -121,6 +131,7 @@ class GymnasiumBatch(ConstrainedEnv):
         frame_skip: int = 1,
         cost_keys: Sequence[str] = ("cost",),
         step_timeout: float | None = None,
+        flatten: bool = True,
     ) -> None:
         check_counts(num_envs=num_envs, frame_skip=frame_skip)
         if step_timeout is not None and not 0 < step_timeout < math.inf:
@@ -139,6 +150,12 @@ class GymnasiumBatch(ConstrainedEnv):
             raise
         size, costs = self._read.observation.size, self._read.cost_size
         self._set_specs(size, self._act.spec(self.batch_size, self.device), costs)
+        self._entries = () if flatten else tuple(observation_entries(self._envs[0].observation_space))
+        if self._entries:
+            spec = Composite()
+            for entry in self._entries:
+                spec[entry.key] = entry.spec
+            self.observation_spec = spec.expand(self.batch_size).to(self.device)
         self._observation = np.zeros((num_envs, size), np.float32)
         self._ended = np.zeros((num_envs, 3), bool)  # terminated, truncated, done
         self._started = False
@@ -334,10 +351,14 @@ class GymnasiumBatch(ConstrainedEnv):
         source = dict(zip(("terminated", "truncated", "done"), torch.split(flags, 1, -1), strict=True))
         if step:
             parts = torch.split(values, [self._observation.shape[1], 1, self._read.cost_size], -1)
-            source |= zip((keys.OBSERVATION, "reward", "cost"), parts, strict=True)
-        else:
+            values, source["reward"], source["cost"] = parts
+        if not self._entries:
             source[keys.OBSERVATION] = values
-        return TensorDict(source, batch_size=self.batch_size, device=self.device)
+        result = TensorDict(source, batch_size=self.batch_size, device=self.device)
+        for key, start, stop, spec in self._entries:
+            shape = (*self.batch_size, *spec.shape)
+            result.set(key, values[..., start:stop].reshape(shape).to(spec.dtype))
+        return result
 
     def _check_finite(self, packed: np.ndarray) -> None:
         if np.isfinite(packed).all():

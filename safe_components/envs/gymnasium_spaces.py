@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from torchrl.data import Bounded, MultiOneHot, OneHot, TensorSpec
+from tensordict.utils import NestedKey
+from torchrl.data import Bounded, MultiOneHot, OneHot, TensorSpec, Unbounded
+
+from safe_components import keys
 
 NUMBERS = frozenset("biuf")  # the kinds of NumPy dtypes that are real numbers
 
@@ -55,6 +58,49 @@ class ObservationReader:
             ValueError: if the observation does not have the structure and shapes of the space.
         """
         return _flat(self.space, observation, "observation")
+
+
+class Entry(NamedTuple):
+    """A part of an observation: its key, its place in the vector of all parts, and its spec."""
+
+    key: NestedKey
+    start: int
+    stop: int
+    spec: TensorSpec
+
+
+def observation_entries(space: spaces.Space[Any]) -> list[Entry]:
+    """Return the parts of an observation, in the order in which `ObservationReader` joins them.
+
+    A dictionary gives an entry per key, any other space a single one called ``observation``. A Box of uint8
+    keeps its type and its shape, such as an image. Any other Box keeps its shape in float32. What is no Box
+    is a vector in float32.
+
+    Example:
+        >>> camera = spaces.Box(0, 255, (4, 4, 3), np.uint8)
+        >>> for entry in observation_entries(spaces.Dict({"camera": camera, "late": spaces.Discrete(2)})):
+        ...     print(entry.key, entry.stop - entry.start, tuple(entry.spec.shape), entry.spec.dtype)
+        camera 48 (4, 4, 3) torch.uint8
+        late 2 (2,) torch.float32
+    """
+    found = list[Entry]()
+
+    def add(part: spaces.Space[Any], path: tuple[str, ...]) -> None:
+        if isinstance(part, spaces.Dict):
+            for name, inner in part.items():
+                add(inner, (*path, name))
+            return
+        start = found[-1].stop if found else 0
+        stop = start + int(spaces.flatdim(part))
+        shape = part.shape if isinstance(part, spaces.Box) and part.shape else (stop - start,)
+        spec: TensorSpec = Unbounded(shape, dtype=torch.float32)
+        if isinstance(part, spaces.Box) and part.dtype == np.uint8:
+            spec = Bounded(0, 255, shape, dtype=torch.uint8)
+        key: NestedKey = path[0] if len(path) == 1 else path or keys.OBSERVATION
+        found.append(Entry(key, start, stop, spec))
+
+    add(space, ())
+    return found
 
 
 def _flat(space: spaces.Space[Any], x: Any, name: str) -> np.ndarray:

@@ -38,6 +38,7 @@ def make_env(
     cost_keys: Sequence[str] = ("cost",),
     render_mode: str | None = None,
     step_timeout: float | None = None,
+    flatten: bool = True,
     **kwargs: Any,
 ) -> EnvBase:
     """Make a constrained environment, whose steps write a reward [..., 1] and m costs [..., m], float32.
@@ -85,6 +86,9 @@ def make_env(
         step_timeout: seconds after which a call of an environment's ``step`` or ``reset`` counts as hanging
             and is interrupted (see ``GymnasiumBatch``); None waits forever. It has no effect on environments
             that live on the device.
+        flatten: whether the observations of a Gymnasium environment are flattened into one vector. False
+            gives each part of a dictionary its own entry, in its shape; images stay in uint8. Environments of
+            TorchRL write the entries that they have.
         kwargs: handed to the environment, or to the factory.
 
     Raises:
@@ -135,6 +139,7 @@ def make_env(
             cost_keys=tuple(cost_keys),
             render_mode=render_mode,
             step_timeout=step_timeout,
+            flatten=flatten,
             **kwargs,
         )
         names = [{"name": f"worker {i} of {num_workers}"} for i in range(num_workers)]
@@ -167,10 +172,11 @@ def make_env(
                 max_episode_steps=max_episode_steps,
                 cost_keys=cost_keys,
                 step_timeout=step_timeout,
+                flatten=flatten,
                 **kwargs,
             )
     make = _constructor(env_id, max_episode_steps=max_episode_steps, **kwargs)
-    return GymnasiumBatch(make, cost_keys=cost_keys, step_timeout=step_timeout, **shared)
+    return GymnasiumBatch(make, cost_keys=cost_keys, step_timeout=step_timeout, flatten=flatten, **shared)
 
 
 def lives_on_device(env_id: str) -> bool:

@@ -33,6 +33,7 @@ def memory_needed(
     particles: int = 0,
     window: int | None = None,
     batched: bool = False,
+    observation_bytes: int | None = None,
 ) -> dict[str, int]:
     """Estimate the bytes that each part of a run needs.
 
@@ -52,31 +53,41 @@ def memory_needed(
         particles: number of actions per state that an update scores.
         window: frames of a second buffer that holds observations only; None if there is no such buffer.
         batched: whether the run is a member of a batch, whose critics compute all rows at once on a CPU, too.
+        observation_bytes: bytes of one stored state, ``4 o`` without an encoder.
 
     Returns:
         The bytes of ``buffer``, ``networks``, ``update`` and ``batch``.
     """
     o, a, m = observation_dim, action_dim, num_costs
+    state = _FLOAT * o if observation_bytes is None else observation_bytes
     needed: dict[str, int] = {}
     if isinstance(config, OffPolicyConfig):
-        needed = _learner_needs(config, o, a, m, particles, window, batched)
+        needed = _learner_needs(config, o, a, m, particles, window, batched, state)
     collect: CollectConfig | None = getattr(config, "collect", None)
     if collect is not None:
         steps = max(collect.frames_per_batch, collect.warmup_frames) // config.env.steps_per_action
         # Both observations, the action and its distribution, rewards, costs and their sums; counts and flags.
-        needed["batch"] = steps * (_FLOAT * (2 * o + 2 * a + a * a + 3 * (1 + m)) + 2 * _LONG + 6 * _BOOL)
+        rest = _FLOAT * (2 * a + a * a + 3 * (1 + m)) + 2 * _LONG + 6 * _BOOL
+        needed["batch"] = steps * (2 * state + rest)
     return needed
 
 
 def _learner_needs(
-    config: OffPolicyConfig, o: int, a: int, m: int, particles: int, window: int | None, batched: bool
+    config: OffPolicyConfig,
+    o: int,
+    a: int,
+    m: int,
+    particles: int,
+    window: int | None,
+    batched: bool,
+    state: int,
 ) -> dict[str, int]:
     # Both observations, the action, the reward and the costs; step count and index; the termination flag.
-    row = _FLOAT * (2 * o + a + 1 + m) + 2 * _LONG + _BOOL
+    row = 2 * state + _FLOAT * (a + 1 + m) + 2 * _LONG + _BOOL
     frame_skip = config.env.steps_per_action
     buffer = config.replay.size // frame_skip * row
     if window is not None and window < config.replay.size:
-        buffer += window // frame_skip * (_FLOAT * o + _LONG)
+        buffer += window // frame_skip * (state + _LONG)
 
     critics, batch = config.critics, config.replay.batch_size
     members, hidden = critics.reward_members + critics.cost_members, critics.hidden_sizes
@@ -124,6 +135,7 @@ def require_memory(
         num_costs=task.num_costs,
         particles=particles,
         window=window,
+        observation_bytes=task.observation_bytes,
     )
     total, there = sum(needed.values()), available_bytes(task.device)
     if there is None or total <= there:

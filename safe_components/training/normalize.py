@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from tensordict import TensorDictBase
-from torchrl.envs.transforms import ObservationNorm
+from tensordict.utils import NestedKey
+from torchrl.data import Composite
+from torchrl.envs.transforms import Compose, ObservationNorm
 
-__all__ = ["fit_observation_norm", "observation_norm", "scale_steps"]
+__all__ = ["entries_norm", "fit_norms", "fit_observation_norm", "observation_norm", "scale_steps"]
 
 _ROUNDING = 1e-6  # a component that varies by less than this share of its size is constant
 _SMALL = 1e-2  # beside the spread of all components
 _RARE = 8.0  # the largest deviation, in standard deviations, beyond which a component hardly ever moves
 
 
-def observation_norm(size: int, key: str = "observation") -> ObservationNorm:
+def observation_norm(size: int, key: NestedKey = "observation") -> ObservationNorm:
     """Return a transform ``(observation - loc) / scale`` that starts as the identity.
 
     Its ``loc`` and ``scale`` are buffers, so they are part of its ``state_dict`` and of clones.
@@ -29,6 +33,25 @@ def observation_norm(size: int, key: str = "observation") -> ObservationNorm:
         (tensor([2., 5.]), tensor([1., 1.]))
     """
     return ObservationNorm(loc=torch.zeros(size), scale=torch.ones(size), in_keys=[key], standard_normal=True)
+
+
+def entries_norm(spec: Composite, entries: Sequence[NestedKey]) -> Compose:
+    """Return a transform that scales the vectors among these entries, each by its own statistics.
+
+    Images, and whatever else is no vector of floating-point numbers, are left as they are.
+
+    Args:
+        spec: entries of one environment, without batch size.
+        entries: keys of the entries that are used.
+    """
+    vectors = [key for key in entries if spec[key].ndim == 1 and spec[key].dtype.is_floating_point]
+    return Compose(*(observation_norm(spec[key].shape[-1], key) for key in vectors))
+
+
+def fit_norms(norm: ObservationNorm | Compose, steps: TensorDictBase) -> None:
+    """Fit a scaling, or each of those that a ``Compose`` holds, to the entries of ``steps``."""
+    for each in norm if isinstance(norm, Compose) else [norm]:
+        fit_observation_norm(each, steps[each.in_keys[0]])
 
 
 def fit_observation_norm(norm: ObservationNorm, observation: torch.Tensor) -> None:
@@ -61,7 +84,7 @@ def fit_observation_norm(norm: ObservationNorm, observation: torch.Tensor) -> No
     norm.scale.copy_(torch.where(constant, torch.ones_like(scale), scale))
 
 
-def scale_steps(norm: ObservationNorm, steps: TensorDictBase) -> TensorDictBase:
+def scale_steps(norm: ObservationNorm | Compose, steps: TensorDictBase) -> TensorDictBase:
     """Scale the observations of collected steps in place, including those under ``"next"``.
 
     A TorchRL transform that is called directly changes only the entries at the root. Inside an environment it

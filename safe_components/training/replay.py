@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase, unravel_key
+from tensordict.utils import NestedKey
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from safe_components import keys
@@ -15,11 +16,10 @@ from safe_components.training.options import OffPolicyConfig
 
 __all__ = ["GatherStorage", "Replay"]
 
-# Entries of a collected step that are stored. Each entry costs time, because every batch gathers all of them.
+# Entries of a collected step that are stored beside the observations. Each entry costs time, because every
+# batch gathers all of them.
 STORED = (
-    keys.OBSERVATION,
     keys.ACTION,
-    keys.NEXT_OBSERVATION,
     keys.REWARD,
     keys.COST,
     keys.DONE,
@@ -41,6 +41,8 @@ class Replay:
         window: number of latest states that are kept for :meth:`sample`; None takes the states of the
             transitions.
         device: device of both buffers.
+        observation_keys: entries that describe a state. They are stored in their own type, so an image in
+            uint8 takes one byte per number.
 
     Raises:
         ValueError: if a size is below 1.
@@ -55,13 +57,22 @@ class Replay:
         gamma: float,
         window: int | None = None,
         device: torch.device | str = "cpu",
+        observation_keys: Sequence[NestedKey] = (keys.OBSERVATION,),
     ) -> None:
+        self._observations = tuple(observation_keys)
+        following = [unravel_key(("next", key)) for key in observation_keys]
+        self._stored = (*STORED, *observation_keys, *following)
         self._transitions = _buffer(size, batch_size, device)
         self._recent = None if window is None else _buffer(window, batch_size, device)
-        self._transitions_of = n_step_transitions(n_step, gamma)
+        self._transitions_of = n_step_transitions(n_step, gamma, observation_keys=observation_keys)
 
     @classmethod
-    def of(cls, config: OffPolicyConfig, window: int | None = None) -> Replay:
+    def of(
+        cls,
+        config: OffPolicyConfig,
+        window: int | None = None,
+        observation_keys: Sequence[NestedKey] = (keys.OBSERVATION,),
+    ) -> Replay:
         """Make the buffer that a configuration asks for; its sizes and ``window`` count frames."""
         skip, critics = config.env.steps_per_action, config.critics
         return cls(
@@ -71,15 +82,16 @@ class Replay:
             gamma=config.discount,
             window=None if window is None or window >= config.replay.size else window // skip,
             device=config.run.device,
+            observation_keys=observation_keys,
         )
 
     def extend(self, steps: TensorDictBase) -> None:
         """Add steps ``[N, T]``, which are consecutive in the last dimension."""
-        transitions = self._transitions_of(steps.select(*STORED))
+        transitions = self._transitions_of(steps.select(*self._stored))
         if transitions is not None:
             self._transitions.extend(transitions)
         if self._recent is not None:
-            self._recent.extend(steps.select(keys.OBSERVATION).reshape(-1))
+            self._recent.extend(steps.select(*self._observations).reshape(-1))
 
     def transitions(self) -> TensorDictBase:
         """Return a batch of transitions ``[B]``."""
@@ -89,7 +101,7 @@ class Replay:
         """Return a batch of transitions ``[B]`` and a batch of states ``[B]``."""
         transitions = self.transitions()
         states = transitions if self._recent is None else self._recent.sample()
-        return transitions, states.select(keys.OBSERVATION)
+        return transitions, states.select(*self._observations)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the stored rows of both buffers, and the steps that wait for the end of their window."""

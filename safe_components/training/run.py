@@ -330,6 +330,8 @@ class Run:
 
 def _policy_file(config: RecipeConfig, policy: Any, norm: Any, **_: Any) -> dict[str, PolicyFile]:
     """Return the component that writes the file of the policy; none, with a warning, if it cannot be made."""
+    if getattr(config, "encoder", None) is not None:  # the file of a policy holds no encoder
+        return {}
     if policy_description(policy) is None:
         warnings.warn(
             "checkpoints will hold no policy that load_policy and evaluate can read: decorate the function "

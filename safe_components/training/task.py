@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from tensordict import TensorDictBase
-from torchrl.data import Bounded, MultiOneHot, OneHot
+from tensordict.utils import NestedKey
+from torchrl.data import Bounded, Composite, MultiOneHot, OneHot
 from torchrl.envs import (
     Compose,
     EnvBase,
+    ObservationNorm,
+    RenameTransform,
     RewardSum,
     StepCounter,
     Transform,
@@ -24,8 +27,9 @@ from torchrl.envs import (
 
 from safe_components import keys
 from safe_components.envs import SampledLimit, Saute, lives_on_device, make_env
-from safe_components.policies import grid_actions
-from safe_components.training.normalize import fit_observation_norm, observation_norm, scale_steps
+from safe_components.ops import import_part
+from safe_components.policies import Encoder, grid_actions, make_encoder
+from safe_components.training.normalize import entries_norm, fit_norms, observation_norm, scale_steps
 from safe_components.training.options import RecipeConfig, cost_suffixes
 
 __all__ = ["Task"]
@@ -50,7 +54,10 @@ class Task:
         observation_dim, action_dim, num_costs: sizes of an observation, an action and a vector of costs.
         limits: limits on the costs of an episode, one per cost.
         cost_suffixes: what names each cost at the end of a metric; see `cost_suffixes`.
-        norm: TorchRL's ``ObservationNorm``, which is the identity until :meth:`warm_up` fits it.
+        norm: TorchRL's ``ObservationNorm``, which is the identity until :meth:`warm_up` fits it; with an
+            encoder one for each entry that is a vector, in a ``Compose``.
+        observation_keys: entries that describe a state: those that the encoder reads, or ``observation``.
+        observation_bytes: memory that one state takes in these entries.
 
     Raises:
         ValueError: if the number of limits differs from the number of costs, if the environment writes no
@@ -70,24 +77,44 @@ class Task:
         self.config = config
         self.device = torch.device(run.device)
         # Some environments simulate on the device of the learner. The others run on the CPU.
+        encoder = getattr(config, "encoder", None)
         alone = lives_on_device(env.id) and env.num_workers == 1
         settings = env.arguments | {"device": self.device if alone else torch.device("cpu")}
         self._make: Callable[..., EnvBase] = functools.partial(make_env, settings.pop("id"))
-        self._settings = settings
+        self._settings = settings | {"flatten": encoder is None}
+        settings = self._settings
         self._eval_env = self._make(**(settings | {"num_envs": run.eval_episodes, "num_workers": 1}))
         self.env_device: torch.device = self._eval_env.device
-        _check_observation(self._eval_env, env.id)
+        if encoder is None:
+            _check_observation(self._eval_env, env.id)
+        elif env.saute is not None or env.limits:
+            raise ValueError(
+                f"encoder is {encoder}, but env.saute and env.limits show the budget in a vector of "
+                "observations: leave one of them out"
+            )
+        written = self._eval_env.observation_spec.keys()
+        self._renames = encoder is not None and keys.OBSERVATION in written
         self._action_spec = self._eval_env.action_spec_unbatched
         if not isinstance(self._action_spec, Bounded | OneHot):  # MultiOneHot is a OneHot
             raise ValueError(
                 f"{env.id} has actions of TorchRL's kind {type(self._action_spec).__name__}, which no recipe "
                 "chooses: use Bounded, OneHot or MultiOneHot"
             )
-        shown = self.with_inputs(self._eval_env).observation_spec[keys.OBSERVATION]
-        self.observation_dim: int = shown.shape[-1]
+        spec = self.with_inputs(self._eval_env).observation_spec_unbatched.to("cpu")
+        self._encoder = None if encoder is None else functools.partial(_encoder, encoder, spec)
+        if self._encoder is None:
+            self.observation_dim: int = spec[keys.OBSERVATION].shape[-1]
+            self.observation_keys: list[NestedKey] = [keys.OBSERVATION]
+            self.norm: ObservationNorm | Compose = observation_norm(self.observation_dim)
+        else:
+            trial = self._encoder()
+            self.observation_dim, self.observation_keys = trial.size, trial.in_keys
+            self.norm = entries_norm(spec, trial.in_keys)
+        self.norm = self.norm.to(self.env_device)
+        sizes = (spec[key].shape.numel() * spec[key].dtype.itemsize for key in self.observation_keys)
+        self.observation_bytes = sum(sizes)
         self.action_dim: int = self._action_spec.shape[-1]
         self.num_costs: int = self._eval_env.full_reward_spec_unbatched["cost"].shape[-1]
-        self.norm = observation_norm(self.observation_dim).to(self.env_device)
         self.cost_suffixes = cost_suffixes(env.cost_keys, self.num_costs)
         if len(self.limits) != self.num_costs:
             raise ValueError(
@@ -160,26 +187,30 @@ class Task:
 
     def training_env(self, seed: int) -> EnvBase:
         """Make environments that scale observations, and sum reward, cost and steps over each episode."""
-        transforms = [*self._budget_inputs(self.env_device, training=True), self.norm]
+        transforms = [*self._inputs(self.env_device, training=True), self.norm]
         return _training_env(self._make, transforms, self._settings | {"seed": seed})
 
     def worker_env(self, workers: int) -> Callable[[], EnvBase]:
         """Return a function that makes one worker's share of these environments, on the CPU, unseeded."""
         share = {"num_envs": self.config.env.num_envs // workers, "device": "cpu"}
-        transforms = [*self._budget_inputs("cpu", training=True), self.norm.clone().cpu()]
+        transforms = [*self._inputs("cpu", training=True), self.norm.clone().cpu()]
         return functools.partial(_training_env, self._make, transforms, self._settings | share)
 
     def with_inputs(self, env: EnvBase) -> EnvBase:
         """Return an environment that shows the cost budget as ``env.saute`` or ``env.limits`` ask for.
 
+        With an encoder, ``observation`` is renamed to ``raw_observation``.
+
         The reward is the environment's own. With ``env.limits``, each episode has the limits of the
         configuration.
         """
-        inputs = self._budget_inputs(env.device, training=False)
+        inputs = self._inputs(env.device, training=False)
         return TransformedEnv(env, Compose(*inputs)) if inputs else env
 
-    def _budget_inputs(self, device: torch.device | str, *, training: bool) -> list[Transform]:
+    def _inputs(self, device: torch.device | str, *, training: bool) -> list[Transform]:
         env = self.config.env
+        if self._renames:  # the features of the encoder take the name
+            return [RenameTransform([keys.OBSERVATION], ["raw_observation"])]
         if env.saute is not None:
             return [Saute(self.limits, unsafe_reward=env.saute if training else None).to(device)]
         if env.limits:
@@ -202,7 +233,7 @@ class Task:
         random = env.rollout(max(steps, least_steps), break_when_any_done=False)
         env.close()
         if self.config.run.warm_start is None:  # its policy knows its own scaling
-            fit_observation_norm(self.norm, random[keys.OBSERVATION])
+            fit_norms(self.norm, random)
         return scale_steps(self.norm, random)
 
     def evaluation_env(self, *, scaled: bool = True) -> EnvBase:
@@ -214,8 +245,16 @@ class Task:
         """
         if not scaled:
             return self.with_inputs(self._eval_env)
-        inputs = self._budget_inputs(self.env_device, training=False)
+        inputs = self._inputs(self.env_device, training=False)
         return TransformedEnv(self._eval_env, Compose(*inputs, self.norm.clone()))
+
+    def make_encoder(self) -> Encoder | None:
+        """Make the encoder that ``config.encoder`` names, on the device; None if the observation is a vector.
+
+        Raises:
+            ValueError: if there is no such function, or if its encoder does not fit the environment.
+        """
+        return None if self._encoder is None else self._encoder().to(self.device)
 
 
 def _check_observation(env: EnvBase, env_id: str) -> None:
@@ -225,8 +264,13 @@ def _check_observation(env: EnvBase, env_id: str) -> None:
         entries = ", ".join(map(str, env.observation_spec.keys(True, True)))
         raise ValueError(
             f"{env_id} must write {keys.OBSERVATION!r} as a vector of floating-point numbers, but there is "
-            f"{found}; it writes {entries}"
+            f"{found}; it writes {entries}. An encoder makes a vector of them: --encoder package.module:name "
+            "(docs/observations.md)"
         )
+
+
+def _encoder(path: str, spec: Composite) -> Encoder:
+    return make_encoder(import_part(path, "encoder"), spec.clone(), f"the encoder {path!r}")
 
 
 def _training_env(

@@ -186,8 +186,8 @@ class CriticConfig:
         """
         how = self.cost_aggregate if cost_aggregate is None else cost_aggregate
         cost = dataclasses.replace(COST_SIGNAL, aggregate=how, std_coef=self.cost_std)
-        signals, pace = (REWARD_SIGNAL, cost), {"lr": self.lr, "polyak": self.polyak}
-        return CriticLearner(critic, policy, signals, gamma=gamma, **pace, **further)
+        further |= {"gamma": gamma, "lr": self.lr, "polyak": self.polyak}
+        return CriticLearner(critic, policy, (REWARD_SIGNAL, cost), **further)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +199,9 @@ class OffPolicyConfig(RecipeConfig):
     replay: ReplayConfig = ReplayConfig()
     policy: PolicyConfig = PolicyConfig()
     critics: CriticConfig = CriticConfig()
+    encoder: str | None = None
+    """package.module:name of a function that makes the encoder of the observations, which the critics train
+    (docs/observations.md); None for a vector of observations"""
 
     @property
     def discount(self) -> float:
