@@ -53,7 +53,7 @@ class Encoder(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict has no 
         super().__init__()
         if not isinstance(module, TensorDictModuleBase):
             raise ValueError(f"{name} is a {type(module).__name__}, must be a TensorDict module")
-        written = {key for key in spec.keys(True, True) if spec[key] is not None}
+        written = list(spec.keys(True, True))
         if unknown := [key for key in module.in_keys if key not in written]:
             raise ValueError(
                 f"{name} reads {unknown[0]!r}, but the environment writes {', '.join(map(str, written))}"
