@@ -76,11 +76,11 @@ class PriceConfig:
     """change of the logarithm of the price per 1,000 frames at e = 2.7 times the limit"""
     kp: NotNegative = 0.5
     """change of the logarithm of the price at e times the limit, while the cost is there"""
-    init: Positive = 0.5
+    init: Positive = 0.3
     """initial value of the integral; 1 weighs a cost like the reward"""
     min: Positive = 0.1
     """lower bound of the integral"""
-    max: Positive = 2.0
+    max: Positive = 1.5
     """upper bound of the price"""
     memory: Positive = 5_000.0
     """frames over which the measured cost is averaged"""
