@@ -23,7 +23,7 @@ SIZES = {"observation_dim": 4, "action_dim": 2}
 
 def config(**settings):
     small = {
-        "env": {"id": "PointCircle", "num_envs": 4, "max_episode_steps": 50},
+        "env": {"id": "PointCircle", "num_envs": 4, "frame_skip": 2, "max_episode_steps": 50},
         "replay": {"size": 900, "window": 300},
     }
     return overlay(overlay(cvpo.Config(), small, "small"), settings, "settings")
@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_said_with_its_bytes(monkeypatch):
 @pytest.mark.parametrize("recipe", [cvpo, sac_lag, td3_lag], ids=lambda recipe: recipe.__name__)
 def test_every_recipe_with_a_buffer_asks_before_it_starts(recipe, tmp_path):
     size = ["--replay.size", "100000000000000"]
-    flags = ["--env.id", "PointCircle", *size, "--run-dir", str(tmp_path / "run")]
+    flags = ["--env.id", "PointCircle", "--env.frame-skip", "2", *size, "--run-dir", str(tmp_path / "run")]
     with pytest.raises(SystemExit, match=r"^error: the run needs 3,250,0.* bytes of memory on cpu"):
         recipe.launch(recipe.main, recipe.Config, flags)
     assert not (tmp_path / "run").exists()
