@@ -46,6 +46,9 @@ class RandomTask:
         high = torch.ones(self.action_dim)
         return {"action_low": -high, "action_high": high}
 
+    def make_encoder(self) -> None:
+        """Return None: the observations are vectors."""
+
     def steps(self, number: int) -> TensorDict:
         """Draw ``[1, number]`` steps; action 0 is rewarded, and costs 1 where it is positive."""
         generator = torch.Generator().manual_seed(0)

@@ -154,12 +154,12 @@ def doubles(self, tensordict):
         (Unhealthy, "signals", "cost is nan"),
         (functools.partial(Corridor, cost=lambda x: -1.0), "made", "cost is -1"),
         (lambda: Corridor(info_key="speed"), "made", "reports no cost"),
-        (lambda: broken_point_circle(_tensordict=half_done), "flags", "done is not terminated or truncated"),
-        (lambda: broken_point_circle(_tensordict=own_memory), "memory", "overwrote"),
-        (lambda: broken_point_circle(_step=unclipped), "actions", "beyond the bounds"),
-        (lambda: broken_point_circle(_reset=resets_all), "partial resets", "changed others"),
-        (lambda: broken_point_circle(_reset=ignores_seed), "seeds", r"reset\(seed=0\) differs"),
-        (lambda: broken_point_circle(_step=doubles), "specs", "float64"),
+        (broken_point_circle(_tensordict=half_done), "flags", "done is not terminated or truncated"),
+        (broken_point_circle(_tensordict=own_memory), "memory", "overwrote"),
+        (broken_point_circle(_step=unclipped), "actions", "beyond the bounds"),
+        (broken_point_circle(_reset=resets_all), "partial resets", "changed others"),
+        (broken_point_circle(_reset=ignores_seed), "seeds", r"reset\(seed=0\) differs"),
+        (broken_point_circle(_step=doubles), "specs", "float64"),
     ],
 )
 def test_a_broken_law_is_found(env, law, text):

@@ -77,6 +77,8 @@ def test_an_unknown_name_lists_those_there_are():
 def holds(whole, part):
     """Whether all of a file's section is found again in a configuration; choices and single items by name."""
     if isinstance(part, dict):
+        if len(whole) == 1 and not whole.keys() & part.keys():  # a choice and its settings
+            (whole,) = whole.values()
         return all(key in whole and holds(whole[key], part[key]) for key in part)
     return part in (whole, *(whole if isinstance(whole, (list, dict)) and len(whole) == 1 else ()))
 

@@ -36,8 +36,8 @@ def test_the_first_windows_of_the_policy_are_its_own(loop, steps):
         assert looped.episode_costs.shape == (4 * (steps // 50), 1)  # those cut short are not counted
         first = next(looped.collect())
     transitions_of = n_step_transitions(3, 0.99)
-    assert transitions_of(random.select(*STORED)) is not None
-    stored = transitions_of(first.select(*STORED)).reshape(4, -1)
+    assert transitions_of(random.select(*STORED, "observation", ("next", "observation"))) is not None
+    stored = transitions_of(first.select(*STORED, "observation", ("next", "observation"))).reshape(4, -1)
     # The last three random steps come out with the policy's first batch, and end where it begins.
     ends, reward = stored[:, :3], random["next", "reward"]
     torch.testing.assert_close(ends["next", "reward"][:, 2], reward[:, -1])
