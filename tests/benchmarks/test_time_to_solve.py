@@ -29,6 +29,7 @@ def test_solved_is_a_mean_over_the_last_frames(rewards, costs, frames):
     assert (None if found is None else found.frames) == frames
 
 
+@pytest.mark.slow
 def test_a_recipe_is_trained_and_its_rows_are_read(tmp_path):
     task = tmp_path / "task.yaml"
     env = "env: {id: PointCircle, max_episode_steps: 50}"

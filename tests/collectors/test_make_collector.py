@@ -66,7 +66,7 @@ def test_a_policy_may_be_a_function():
     assert torch.equal(batch["action"], -batch["observation"][..., :2])
 
 
-@pytest.mark.parametrize("sync", [True, False])
+@pytest.mark.parametrize("sync", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_workers_collect_different_episodes_and_take_new_weights(sync):
     make = SAFETY if sync else CIRCLE
     policy = None if sync else constant_policy(0.5)

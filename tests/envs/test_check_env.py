@@ -46,6 +46,7 @@ def test_every_family_keeps_the_laws(env_id, options):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_workers_keep_the_laws():
     check_env(CORRIDOR, steps=20, num_envs=4, num_workers=2).raise_if_broken()
 

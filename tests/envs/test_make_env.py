@@ -242,6 +242,7 @@ def test_a_missing_module_is_named():
         make_env("no_such_module.envs:Env-v0")
 
 
+@pytest.mark.slow
 def test_workers_reset_with_a_seed_as_with_set_seed():
     env = make_env(GYM, num_envs=2, num_workers=2)
     try:

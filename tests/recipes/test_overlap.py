@@ -123,6 +123,7 @@ def gone(pids, seconds=20):
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds processes through /proc")
 
 
+@pytest.mark.slow
 def test_ctrl_c_to_the_whole_group_saves_and_the_run_goes_on(tmp_path, start):
     directory = tmp_path / "run"
     process = start(directory)
