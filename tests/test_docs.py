@@ -40,7 +40,9 @@ def write_files(page):
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, marks=pytest.mark.slow) if page.stem in ("ablations", "deploy", "own_parts") else page
+        pytest.param(page, marks=pytest.mark.slow)
+        if page.stem in ("ablations", "deploy", "own_parts")
+        else page
         for page in PAGES
     ],
     ids=[names(page) for page in PAGES],
