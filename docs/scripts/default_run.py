@@ -1,7 +1,7 @@
 """Draw the figure and print the table of ``docs/default_run.md``, from the rows in ``docs/data``.
 
-    python recipes/cvpo.py --seed 0 --run-dir runs/seed-0        # and 1, 2
-    python docs/scripts/default_run.py --runs runs/seed-0 runs/seed-1 runs/seed-2
+    python recipes/cvpo.py --seed 10 --run-dir runs/seed-10      # and 11, 12
+    python docs/scripts/default_run.py --runs runs/seed-10 runs/seed-11 runs/seed-12
 
 The ``metrics.csv`` of the runs are copied to ``docs/data`` first. Without ``--runs``, the figure and the
 table are made from the rows that are there.
@@ -26,12 +26,18 @@ LAST = 20_000
 def row(path: Path) -> str:
     """Format a run's row of the table: means over its last frames, and its last evaluation."""
     run = read_metrics(path)
-    late = run["frames"] > run["frames"][-1] - LAST
+    ended = run["episodes"] > 0  # a row in which no episode ended has no means
+    late = ended & (run["frames"] > run["frames"][-1] - LAST)
+    first = int(np.argmax(ended))
+
+    def mean(name: str, rows: np.ndarray) -> float:
+        return float(np.average(run[name][rows], weights=run["episodes"][rows]))
+
     numbers = [
-        f"{run['episode_reward'][0]:.1f} / {run['episode_cost'][0]:.0f}",
-        f"{run['episode_reward'][late].mean():.1f} / {run['episode_cost'][late].mean():.1f}",
+        f"{run['episode_reward'][first]:.1f} / {run['episode_cost'][first]:.0f}",
+        f"{mean('episode_reward', late):.1f} / {mean('episode_cost', late):.1f}",
         f"{run['eval_reward'][-1]:.1f} / {run['eval_cost'][-1]:.1f}",
-        f"{100 * np.average(run['episode_violation_rate'], weights=run['episodes']):.0f} %",
+        f"{100 * mean('episode_violation_rate', ended):.0f} %",
         f"{run['wall_seconds'][-1] / 60:.1f} min",
     ]
     return f"| {path.stem} | " + " | ".join(numbers) + " |"
