@@ -6,6 +6,7 @@ import sys
 import baselines
 import columns
 import default_run
+import long_sentences
 import numpy as np
 import pytest
 import study_to_docs
@@ -80,9 +81,9 @@ def test_a_row_of_the_default_run_holds_means_over_its_last_frames(tmp_path, mon
     )
     monkeypatch.setattr(default_run, "LAST", 250)
     cells = [cell.strip() for cell in default_run.row(path).strip("|").split("|")]
-    reward = (1.23456789 + 2.5) / 2
+    reward, cost = (2 * 1.23456789 + 4 * 2.5) / 6, (2 * 30 + 4 * 20) / 6  # two episodes, and four
     assert cells == [
-        "metrics", "1.2 / 30", f"{reward:.1f} / 25.0", "3.0 / 10.0", "33 %", "2.0 min",
+        "metrics", "1.2 / 30", f"{reward:.1f} / {cost:.1f}", "3.0 / 10.0", "33 %", "2.0 min",
     ]  # fmt: skip
 
 
@@ -109,3 +110,18 @@ def test_baselines_are_drawn_beside_cvpo_and_limits_are_averaged(tmp_path, monke
             "| any | 10 | mean | 15 | 8.0 | 50 % |",
         ]
     assert (tmp_path / "figures" / "baselines.png").stat().st_size > 1000
+
+
+def test_long_sentences_are_found_in_prose_alone(tmp_path):
+    page, short, long = tmp_path / "page.md", "Word" + 29 * " word" + ".", "Word" + 30 * " word" + "."
+    text = f"# {long}\n\n{short} {short}\n{long}\n\n| {long} |\n\n    {long}\n\n"
+    page.write_text(text + f"```\n{long}\n```\n\n- **{short}** {long}\n")
+    assert long_sentences.long_sentences(page) == [long, long]
+
+
+GUIDE = [page for page in sorted(long_sentences.DOCS.glob("*.md")) if page.name != "results.md"]
+
+
+@pytest.mark.parametrize("page", GUIDE, ids=lambda page: page.name)
+def test_no_sentence_of_the_guide_has_more_than_30_words(page):
+    assert not long_sentences.long_sentences(page)
