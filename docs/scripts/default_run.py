@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,21 +24,25 @@ LIMIT = 25.0
 LAST = 20_000
 
 
+def ended(run: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the rows in which an episode ended: episodes of 5,040 frames leave some rows of 5,000 empty."""
+    return {name: values[run["episodes"] > 0] for name, values in run.items()}
+
+
 def row(path: Path) -> str:
     """Format a run's row of the table: means over its last frames, and its last evaluation."""
     run = read_metrics(path)
-    ended = run["episodes"] > 0  # a row in which no episode ended has no means
-    late = ended & (run["frames"] > run["frames"][-1] - LAST)
-    first = int(np.argmax(ended))
+    rows = ended(run)
+    late = rows["frames"] > run["frames"][-1] - LAST
 
-    def mean(name: str, rows: np.ndarray) -> float:
-        return float(np.average(run[name][rows], weights=run["episodes"][rows]))
+    def mean(name: str, chosen: np.ndarray | slice = slice(None)) -> float:
+        return float(np.average(rows[name][chosen], weights=rows["episodes"][chosen]))
 
     numbers = [
-        f"{run['episode_reward'][first]:.1f} / {run['episode_cost'][first]:.0f}",
+        f"{rows['episode_reward'][0]:.1f} / {rows['episode_cost'][0]:.0f}",
         f"{mean('episode_reward', late):.1f} / {mean('episode_cost', late):.1f}",
         f"{run['eval_reward'][-1]:.1f} / {run['eval_cost'][-1]:.1f}",
-        f"{100 * mean('episode_violation_rate', ended):.0f} %",
+        f"{100 * mean('episode_violation_rate'):.0f} %",
         f"{run['wall_seconds'][-1] / 60:.1f} min",
     ]
     return f"| {path.stem} | " + " | ".join(numbers) + " |"
@@ -57,7 +62,7 @@ def main() -> None:
         raise SystemExit(f"error: {DATA} holds no rows; name finished runs with --runs")
     (DOCS / "figures").mkdir(exist_ok=True)
     figure = DOCS / "figures" / "cvpo_point_circle.png"
-    runs = {path.stem: read_metrics(path) for path in files}
+    runs = {path.stem: ended(read_metrics(path)) for path in files}
     plot_curves(runs, [LIMIT], figure, title="CVPO, SafetyPointCircle1-v0, limit 25")
     print(
         "| run | first episodes, reward / cost | last 20,000 frames, training | last evaluation "
