@@ -135,8 +135,8 @@ class RunConfig:
     """directory of another run whose policy, and scaling of observations, this run starts from"""
     resume: Path | None = None
     """directory of a run to continue; its configuration is used"""
-    log_interval: Count = 5_000
-    """frames between rows of metrics.csv"""
+    log_interval: Count = 10_000
+    """frames between rows of metrics.csv; a row in which no episode ends has no reward and cost"""
     eval_interval: Whole = 25_000
     """frames between evaluations; 0 turns evaluation off"""
     eval_episodes: Copies = 10
