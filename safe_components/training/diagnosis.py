@@ -61,12 +61,13 @@ class Diagnosis:
 
     @torch.no_grad()
     def before(self, steps: TensorDictBase) -> dict[str, Tensor]:
-        """Measure the critic on new steps ``[N, T]``, and note what the E-step promises in their states.
+        """Measure the critic on new steps ``[..., T]``, and note what the E-step promises in their states.
 
         Returns:
             The metrics ``promised_*``, ``spread_*``, ``slope_*``, ``slope_error_*`` and ``bias_*``, each for
             ``reward []`` and ``cost [m]``.
         """
+        steps = steps.reshape(-1, steps.shape[-1])  # one environment has no dimension, and workers have two
         steps = steps[: max(self.max_steps // steps.shape[1], 1), : self.max_steps]
         observation = steps[keys.OBSERVATION].flatten(0, 1)
         chosen = torch.linspace(0, len(observation) - 1, min(len(observation), self.max_steps // 2))

@@ -1,5 +1,7 @@
 """The links of a policy improvement, measured while a run goes on."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -31,7 +33,7 @@ def test_a_run_takes_the_same_course_without_it(tmp_path, monkeypatch):
         assert torch.equal(value, other.policy.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("shape", [(4, 50), (1, 2000), (100, 3)])
+@pytest.mark.parametrize("shape", [(4, 50), (1, 2000), (100, 3), (50,), (2, 2, 50)])
 def test_it_looks_at_so_many_steps_whatever_the_shape_of_a_batch(shape, training):
     """Few steps in a row have no measured advantage, but they have a promise."""
     config = small(cvpo)
@@ -41,10 +43,10 @@ def test_it_looks_at_so_many_steps_whatever_the_shape_of_a_batch(shape, training
     seen = []
     scores = learner.particles.scores
     learner.particles.scores = lambda o, a, *rest: (seen.append(len(o)), scores(o, a, *rest))[1]
-    env = task._make(**(task._settings | {"num_envs": shape[0]}))
-    metrics = diagnosis.before(env.rollout(shape[1], break_when_any_done=False).reshape(shape))
+    env = task._make(**(task._settings | {"num_envs": math.prod(shape[:-1])}))
+    metrics = diagnosis.before(env.rollout(shape[-1], break_when_any_done=False).reshape(shape))
     assert max(seen) <= 512
-    assert ("slope_reward" in metrics) == (shape[1] >= 10)
+    assert ("slope_reward" in metrics) == (shape[-1] >= 10)
     assert metrics["promised_cost"].shape == (1,)
     assert set(diagnosis.after()) == {"delivered_reward", "delivered_cost"}
 
