@@ -76,13 +76,12 @@ class Task:
             config = dataclasses.replace(config, env=env)
         self.config = config
         self.device = torch.device(run.device)
-        # Some environments simulate on the device of the learner. The others run on the CPU.
         encoder = getattr(config, "encoder", None)
+        # Some environments simulate on the device of the learner. The others run on the CPU.
         alone = lives_on_device(env.id) and env.num_workers == 1
-        settings = env.arguments | {"device": self.device if alone else torch.device("cpu")}
+        device = self.device if alone else torch.device("cpu")
+        self._settings = settings = env.arguments | {"device": device, "flatten": encoder is None}
         self._make: Callable[..., EnvBase] = functools.partial(make_env, settings.pop("id"))
-        self._settings = settings | {"flatten": encoder is None}
-        settings = self._settings
         self._eval_env = self._make(**(settings | {"num_envs": run.eval_episodes, "num_workers": 1}))
         self.env_device: torch.device = self._eval_env.device
         if encoder is None:
