@@ -62,7 +62,7 @@ def main() -> None:
         raise SystemExit(f"error: {DATA} holds no rows; name finished runs with --runs")
     (DOCS / "figures").mkdir(exist_ok=True)
     figure = DOCS / "figures" / "cvpo_point_circle.png"
-    runs = {path.stem: ended(read_metrics(path)) for path in files}
+    runs = {path.stem: read_metrics(path) for path in files}
     plot_curves(runs, [LIMIT], figure, title="CVPO, SafetyPointCircle1-v0, limit 25")
     print(
         "| run | first episodes, reward / cost | last 20,000 frames, training | last evaluation "
