@@ -39,6 +39,7 @@ from safe_components.training import (
     Run,
     Task,
     Training,
+    anneal,
     launch,
     options,
     require_memory,
@@ -132,7 +133,7 @@ class CVPO(Learner):
         ).to(device)
         self.budget.to(device)
 
-        fitted = {"params": list(self.mstep.policy_params.parameters()), "lr": config.policy.lr}
+        fitted = config.policy.group(self.mstep.policy_params.parameters())
         bounds = {"params": list(region.parameters()), "lr": getattr(config.trust_region, "lr", 0.0)}
         self.optim = torch.optim.Adam([fitted, bounds], fused=True)
 
@@ -199,6 +200,7 @@ def train(config: Config) -> Training[CVPO]:
         for steps in loop.collect():
             replay.extend(steps)
             learner.observe(steps, loop.episode_costs, run.frames)
+            anneal(learner.optim, run.progress)
             loop.record(diagnosis.before(learner.critics.encode(steps)))
             for _ in loop.updates_due():
                 loop.record((yield replay.sample()))

@@ -31,6 +31,7 @@ from safe_components.training import (
     Replay,
     Run,
     Task,
+    anneal,
     launch,
     options,
     require_memory,
@@ -89,7 +90,7 @@ class DiscreteCVPO(Learner):
         solver = options.EStepConfig().make_solver(dual.lam_max, waits=True)
         self.estep = EStepProjector(config.estep.epsilon, self.budget.q_limit, solver, dual.infeasible)
         self.estep.to(task.device)
-        self.optim = torch.optim.Adam(self.policy.parameters(), lr=config.policy.lr)
+        self.optim = torch.optim.Adam([config.policy.group(self.policy.parameters())], fused=True)
 
     def update(self, transitions: TensorDictBase) -> dict[str, torch.Tensor]:
         """Take one step of the critics, one exact E-step, and one step of the policy toward the weights."""
@@ -141,6 +142,7 @@ def main(config: Config) -> DiscreteCVPO:
         for steps in loop.collect():
             replay.extend(steps)
             learner.observe(loop.episode_costs, run.frames)
+            anneal(learner.optim, run.progress)
             for _ in loop.updates_due():
                 loop.record(learner.update(replay.transitions()))
             loop.report(shown=("lambda", "eta"))

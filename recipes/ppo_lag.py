@@ -41,6 +41,7 @@ from safe_components.training import (
     RangeControl,
     Run,
     Task,
+    anneal,
     launch,
     options,
     require_memory,
@@ -125,7 +126,7 @@ class Config(options.RecipeConfig):
 
     recipe: ClassVar[str] = "ppo_lag"
     collect: options.CollectConfig = options.CollectConfig(frames_per_batch=5_000)
-    policy: options.GaussianConfig = options.GaussianConfig(lr=3e-4, covariance="diagonal")
+    policy: options.GaussianConfig = options.GaussianConfig(lr=3e-4, lr_end=1.0)
     values: ValuesConfig = ValuesConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     # The gains are larger than in off-policy recipes, where the multiplier moves more often.
@@ -217,7 +218,7 @@ class PPOLag(Learner):
         self.loss = config.algorithm.make(self.policy)
         # FOCOPS holds the policy that collected the steps.
         self.old_policy = Copy(self.loss) if isinstance(self.loss, FOCOPSLoss) else None
-        self.policy_optim = torch.optim.Adam(self.policy.parameters(), lr=config.policy.lr)
+        self.policy_optim = torch.optim.Adam([config.policy.group(self.policy.parameters())], fused=True)
         self.value_parameters = [*self.reward_value.parameters(), *self.cost_value.parameters()]
         self.value_optim = torch.optim.Adam(self.value_parameters, lr=config.values.lr)
 
@@ -288,6 +289,7 @@ def main(config: Config) -> PPOLag:
             loop.warm_up()
         for steps in loop.collect():
             learner.observe(steps, loop.episode_costs, run.frames)
+            anneal(learner.policy_optim, run.progress)
             for batches in learner.epochs(steps.to(task.device)):
                 for batch in batches:
                     run.count_update()

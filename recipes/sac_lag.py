@@ -27,6 +27,7 @@ from safe_components.training import (
     Replay,
     Run,
     Task,
+    anneal,
     launch,
     options,
     require_memory,
@@ -120,10 +121,10 @@ class SACLag(Learner):
             augmentation=cal.coef if cal else 0.0,
             q_cost_limit=self.budget.q_limit if cal else None,
         ).to(task.device)
-        policy = {"params": list(self.actor.policy_params.values(True, True)), "lr": config.policy.lr}
+        policy = config.policy.group(self.actor.policy_params.values(True, True))
         # Adam's usual 1e-8 is large beside the gradients of rewards of 0.001.
         temperature = {"params": [self.actor.log_alpha], "lr": entropy.lr}
-        self.optim = torch.optim.Adam([policy, temperature], eps=1e-20)
+        self.optim = torch.optim.Adam([policy, temperature], eps=1e-20, fused=True)
 
     def set_units(self, reward: torch.Tensor, **costs: torch.Tensor) -> None:
         """Set the units of the critics and of the temperature, before any update."""
@@ -171,6 +172,7 @@ def main(config: Config) -> SACLag:
         for steps in loop.collect():
             replay.extend(steps)
             learner.observe(steps, loop.episode_costs, run.frames)
+            anneal(learner.optim, run.progress)
             for _ in loop.updates_due():
                 loop.record(learner.update(replay.transitions()))
             loop.report(shown=("lambda", "alpha"))

@@ -31,6 +31,7 @@ from safe_components.training import (
     Replay,
     Run,
     Task,
+    anneal,
     launch,
     options,
     require_memory,
@@ -117,7 +118,7 @@ class TD3Lag(Learner):
             critic, self.policy, config.discount, encoder=task.make_encoder(), **targets
         )
         # Adam's usual 1e-8 is large beside the gradients of rewards of 0.001.
-        self.optim = torch.optim.Adam(self.actor.parameters(), lr=config.policy.lr, eps=1e-20)
+        self.optim = torch.optim.Adam([config.policy.group(self.actor.parameters())], eps=1e-20, fused=True)
 
     def update(self, transitions: TensorDictBase, number: int) -> dict[str, torch.Tensor]:
         """Take one step of the critics; at every ``delay``-th update also move the policy and its target."""
@@ -160,6 +161,7 @@ def main(config: Config) -> TD3Lag:
         for steps in loop.collect():
             replay.extend(steps)
             learner.observe(steps, loop.episode_costs, run.frames)
+            anneal(learner.optim, run.progress)
             for number in loop.updates_due():
                 loop.record(learner.update(replay.transitions(), number))
             loop.report(shown=("lambda",))

@@ -1,6 +1,7 @@
 """Training of one run: its configuration, environments, loop, run directory and evaluation."""
 
 from safe_components.training import options
+from safe_components.training.annealing import anneal, annealed_group
 from safe_components.training.averages import Averages, EpisodeStatistics, episode_summary
 from safe_components.training.checkpoint import CheckpointError, Checkpoints
 from safe_components.training.command_line import parse_config
@@ -70,6 +71,8 @@ __all__ = [
     "Stopwatch",
     "Task",
     "Training",
+    "anneal",
+    "annealed_group",
     "available_bytes",
     "config_to_dict",
     "episode_summary",

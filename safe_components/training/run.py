@@ -213,6 +213,11 @@ class Run:
         return self._clock.updates
 
     @property
+    def progress(self) -> float:
+        """Share of ``total_frames`` that has been collected."""
+        return self.frames / self.config.run.total_frames
+
+    @property
     def finished(self) -> bool:
         """Whether all frames have been collected or a stop was requested (Ctrl-C)."""
         return bool(self._stop) or self.frames >= self.config.run.total_frames

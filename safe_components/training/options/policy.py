@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import torch
 from tensordict import TensorDict
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.modules import ProbabilisticActor
 
 from safe_components import keys
 from safe_components.ops import has_distribution, import_part
 from safe_components.policies import Covariance, gaussian_policy, tanh_gaussian_policy
-from safe_components.training.options.ranges import Positive, Sizes, StepSize
+from safe_components.training.annealing import annealed_group
+from safe_components.training.options.ranges import Positive, PositiveShare, Sizes, StepSize
 
 __all__ = ["GaussianConfig", "OwnConfig", "Policy", "PolicyConfig", "TanhConfig"]
 
@@ -26,7 +28,13 @@ class PolicyConfig:
     hidden_sizes: Sizes = (128, 128)
     """widths of the hidden layers"""
     lr: StepSize = 1e-3
-    """step size of Adam"""
+    """step size of Adam at the start"""
+    lr_end: PositiveShare = 0.05
+    """share of lr that is left at the end of the run, to which it falls linearly; 1 keeps lr"""
+
+    def group(self, parameters: Iterable[nn.Parameter]) -> dict[str, Any]:
+        """Return the group of the policy's parameters in its optimizer, whose step size `anneal` lowers."""
+        return annealed_group(parameters, self.lr, self.lr_end)
 
 
 @dataclasses.dataclass(frozen=True)
