@@ -248,8 +248,8 @@ class ExponentiatedMultiplier(Multiplier):
     """Multiplier whose logarithm is under proportional and integral control of the logarithm of the cost.
 
         e = clip(log(J_c / d), -1/2, max_error)                        for J_c > 0 = d: e = max_error
-        I <- clip(I exp(rate e / (1 + n / settle)), min_value, max_value exp(-kp [e]_+))
-        λ  = min(I exp(kp e), max_value)                           n: changes of the sign of e so far
+        I <- clip(I exp(rate e), min_value, max_value exp(-kp [e]_+))
+        λ  = min(I exp(kp e), max_value)
 
     A step changes ``λ`` by a factor, not by an amount. The gains therefore need no unit: they are the same
     for costs of 0.001 and of 1,000, and for multipliers of any size. ``max_error`` keeps one episode with an
@@ -258,8 +258,7 @@ class ExponentiatedMultiplier(Multiplier):
     while ``λ`` is at ``max_value`` it does not grow, and it yields to the proportional factor. With
     ``kp = 0`` this is mirror ascent on the dual with the entropy as mirror map, the exponentiated gradient.
     The proportional factor damps the oscillation that the delay between ``λ`` and the cost of the episodes
-    would cause. ``settle`` ends it: the rate falls with each crossing of the limit. While the cost stays on one
-    side the rate stays, too, so ``λ`` still reaches a value that is far away (Kesten's rule).
+    would cause.
 
     Args:
         cost_limits: ``d``, cost per episode, one per cost signal.
@@ -270,19 +269,17 @@ class ExponentiatedMultiplier(Multiplier):
         max_value: upper bound of ``I`` and ``λ``, at least ``min_value``. :attr:`clipped` ``[m]`` tells where
             the last update reached it.
         max_error: upper bound of ``e``, positive; 2 is a cost of 7.4 times the limit.
-        settle: number of crossings of the limit after which ``rate`` is halved, positive; infinity keeps it.
 
     Attributes:
-        lam: ``λ [m]``, the multipliers. ``integral``, ``crossings`` and ``side`` ``[m]`` are the controller's state. All are
-            buffers.
+        lam: ``λ [m]``, the multipliers. ``integral [m]`` is the controller's state. Both are buffers.
 
     Raises:
         ValueError: if an argument is out of range, a limit is negative; in ``update``, if the costs are not
             ``[m]`` or not finite.
 
     Source: Kivinen and Warmuth 1997, "Exponentiated gradient versus gradient descent for linear
-    predictors", for the integral; Kesten 1958, "Accelerated stochastic approximation", for the rate; the
-    proportional term as in Stooke et al. 2020 (arXiv 2007.03964), here on the logarithm.
+    predictors", for the integral; the proportional term as in Stooke et al. 2020 (arXiv 2007.03964), here on
+    the logarithm.
 
     Example:
         >>> multiplier = ExponentiatedMultiplier(25.0, rate=1.0, kp=0.0)
@@ -293,8 +290,6 @@ class ExponentiatedMultiplier(Multiplier):
     """
 
     integral: Tensor
-    crossings: Tensor
-    side: Tensor
 
     def __init__(
         self,
@@ -306,7 +301,6 @@ class ExponentiatedMultiplier(Multiplier):
         min_value: float = 0.1,
         max_value: float | None = 2.0,
         max_error: float = 2.0,
-        settle: float = math.inf,
     ) -> None:
         super().__init__(cost_limits, init, max_value)
         if not 0 < rate < math.inf:
@@ -317,13 +311,8 @@ class ExponentiatedMultiplier(Multiplier):
             raise ValueError(f"min_value={min_value} must be positive and at most init={init}")
         if not 0 < max_error < math.inf:
             raise ValueError(f"max_error={max_error} must be positive and finite")
-        if not settle > 0:
-            raise ValueError(f"settle={settle} must be positive")
         self.rate, self.kp, self.min_value, self.max_error = rate, kp, min_value, max_error
-        self.settle = settle
         self.register_buffer("integral", self.lam.clone())
-        self.register_buffer("crossings", torch.zeros_like(self.lam))
-        self.register_buffer("side", torch.zeros_like(self.lam))
 
     @torch.no_grad()
     def update(self, episode_cost: float | Sequence[float] | Tensor) -> Tensor:
@@ -333,11 +322,8 @@ class ExponentiatedMultiplier(Multiplier):
             raise ValueError(f"episode_cost={cost.tolist()} must be at least 0")
         error = torch.where(cost == self.cost_limits, 0.0, (cost / self.cost_limits).log())
         error = error.clamp(-0.5, self.max_error)
-        self.crossings += error.sign() * self.side < 0
-        self.side.copy_(torch.where(error == 0, self.side, error.sign()))
-        rate = self.rate / (1 + self.crossings / self.settle)
         factor = (self.kp * error).exp()
-        integral = (self.integral * (rate * error).exp()).clamp_min(self.min_value)
+        integral = (self.integral * (self.rate * error).exp()).clamp_min(self.min_value)
         lam = self._set(integral * factor)
         if self.max_value is not None:
             integral = integral.minimum(self.max_value / factor.clamp_min(1.0)).clamp_min(self.min_value)

@@ -73,10 +73,8 @@ class PriceConfig:
     """A price of the costs in spreads, whose logarithm follows the measured cost; no setting has a unit."""
 
     rate: Positive = 0.03
-    """change of the logarithm of the price per 1,000 frames at e = 2.7 times the limit, at first"""
-    settle: Positive = 2.0
-    """number of times that the cost crosses the limit until the rate is halved"""
-    kp: NotNegative = 0.25
+    """change of the logarithm of the price per 1,000 frames at e = 2.7 times the limit"""
+    kp: NotNegative = 0.5
     """change of the logarithm of the price at e times the limit, while the cost is there"""
     init: Positive = 0.3
     """initial value of the integral; 1 weighs a cost like the reward"""
@@ -92,7 +90,7 @@ class PriceConfig:
     def make(self, cost_limit: tuple[float, ...], frames_per_batch: int) -> ExponentiatedMultiplier:
         """Make the multiplier for these limits on the cost of an episode, for one update per batch."""
         rate = self.rate * frames_per_batch / 1000
-        bounds = {"min_value": self.min, "max_value": self.max, "settle": self.settle}
+        bounds = {"min_value": self.min, "max_value": self.max}
         target = [self.target * limit for limit in cost_limit]
         return ExponentiatedMultiplier(target, rate, self.kp, init=self.init, **bounds)
 
@@ -111,7 +109,6 @@ class PriceConfig:
             init=self.init,
             min_value=self.min,
             max_value=self.max,
-            settle=self.settle,
         )
 
 
