@@ -144,16 +144,6 @@ def resolve(app: Any, env: Any, node: Any, contnode: nodes.Node) -> nodes.Node |
     return contnode if known else None
 
 
-def complete_contents(app: Any, docname: str, source: list[str]) -> None:
-    """In the table of contents of the first page, leave out what is not there and add what is not listed."""
-    if docname == "index":
-        pages = {path.stem for path in DOCS.glob("*.md")} - {"index"}
-        head, rest = source[0].split("structure\n", 1)
-        listed = ["structure", *rest.split("\n```")[0].split()]
-        ordered = [page for page in listed if page in pages] + sorted(pages - set(listed))
-        source[0] = head + "\n".join(ordered) + "\n```" + rest.split("\n```", 1)[1]
-
-
 def name_files_without_link(app: Any, doctree: nodes.document) -> None:
     """Files that the README links to and that have no page here, such as the license, are text."""
     for node in list(doctree.findall(pending_xref)):
@@ -171,7 +161,6 @@ def require_every_public_name(app: Any, env: Any) -> None:
 
 def setup(app: Any) -> None:
     """Connect the functions above."""
-    app.connect("source-read", complete_contents)
     app.connect("doctree-read", name_files_without_link)
     app.connect("autodoc-process-docstring", convert_docstring)
     app.connect("autodoc-process-signature", real_signature)

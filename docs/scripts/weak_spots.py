@@ -1,4 +1,4 @@
-"""Draw columns of the metrics of runs side by side: the figures of weak spots in ``docs/results.md``.
+"""Draw columns of the metrics of runs side by side: the figures of ``docs/notebook/weak_spots.md``.
 
     python docs/scripts/weak_spots.py --figure velocity \
         --run "small steps" runs/a --run "no feedback" runs/b

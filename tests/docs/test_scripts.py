@@ -1,6 +1,7 @@
 """The scripts that draw the documentation's figures."""
 
 import csv
+import re
 import sys
 
 import baselines
@@ -119,9 +120,33 @@ def test_long_sentences_are_found_in_prose_alone(tmp_path):
     assert long_sentences.long_sentences(page) == [long, long]
 
 
-GUIDE = [page for page in sorted(long_sentences.DOCS.glob("*.md")) if page.name != "results.md"]
+GUIDE = long_sentences.guide()
+RESULTS = long_sentences.DOCS / "results"
 
 
-@pytest.mark.parametrize("page", GUIDE, ids=lambda page: page.name)
+def name_of(page):
+    return str(page.relative_to(long_sentences.DOCS))
+
+
+@pytest.mark.parametrize("page", GUIDE, ids=name_of)
 def test_no_sentence_of_the_guide_has_more_than_30_words(page):
     assert not long_sentences.long_sentences(page)
+
+
+def test_digits_are_counted_in_prose_alone(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# 1\n\n| 22 |\n\n    333\n\nOne in 4 of `55` is at [6](seven7.md).\n\n- 8 `9`\n")
+    assert long_sentences.digits(page) == 3
+
+
+def test_the_numbers_of_the_results_stand_in_tables():
+    pages = [page for page in GUIDE if page.parent.name in ("results", "notebook")]
+    assert len(pages) > 10
+    assert sum(map(long_sentences.digits, pages)) <= 259  # a tenth of when they were one page of prose
+
+
+@pytest.mark.parametrize("page", sorted(set(RESULTS.glob("*.md")) - {RESULTS / "index.md"}), ids=name_of)
+def test_the_page_of_a_task_has_one_table_one_figure_and_at_most_five_sentences(page):
+    text = page.read_text()
+    assert len(re.findall(r"^\|[-|]+\|$", text, re.M)) == len(re.findall(r"^!\[", text, re.M)) == 1
+    assert len(long_sentences.sentences(text)) <= 5
