@@ -47,7 +47,8 @@ def test_hard_trust_region_moves_its_multipliers(swapped):
 
 def test_retraction_shortens_what_is_too_long(swapped):
     # Forty steps of 0.002 between two copies of the policy go far beyond this trust region, one does not.
-    options = ("--policy.lr", 0.002, "--reference", "copy", "--collect.updates-per-frame", 0.05)
+    options = ("--policy.lr", 0.002, "--policy.lr-end", 1, "--reference", "copy")
+    options += ("--collect.updates-per-frame", 0.05)
     free, _ = swapped("--trust-region", "none", *options, name="none")
     bounds = ("--trust-region.kl-mean", 1e-3)
     held, learner = swapped("--trust-region", "retract", *bounds, *options, name="retract")

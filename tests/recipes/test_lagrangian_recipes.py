@@ -85,6 +85,7 @@ def test_resuming_restores_multiplier_optimizers_and_targets(recipe, own, tmp_pa
         for index, state in optimizer["state"].items():
             other = moments[1][name]["state"][index]["exp_avg_sq"]
             assert torch.equal(state["exp_avg_sq"], other)
+    assert learner.optim.param_groups[0]["lr"].item() == pytest.approx(1e-3 * 0.05)
     recipe.main(with_run(config, total_frames=1000))
     rows = read_metrics(directory / "metrics.csv")
     assert rows["frames"].tolist() == [240, 440, 640, 840, 1040]

@@ -10,7 +10,7 @@ import cvpo
 import ppo_lag
 import sac_lag
 import td3_lag
-from safe_components.training import load_config, read_metrics, with_run
+from safe_components.training import Run, load_config, read_metrics, with_run
 
 RECIPES = {"cvpo": cvpo, "sac_lag": sac_lag, "td3_lag": td3_lag, "ppo_lag": ppo_lag}
 SETTINGS = [
@@ -33,12 +33,13 @@ def same_rows(ours, theirs):
 
 def resumed_equals_unstopped(recipe, flags, tmp_path, training, stop=500, total=800, **settings):
     """Stop in the middle of episodes, of n-step windows, and of the interval between two rows."""
-    flags = ("--collect.frames-per-batch", 100, *flags)
-    rows, whole = training(recipe, *flags, "--total-frames", total, name="whole", **settings)
-    recipe.main(small(recipe, "--run-dir", tmp_path / "split", *flags, "--total-frames", stop, **settings))
+    flags = ("--collect.frames-per-batch", 100, "--total-frames", total, *flags)
+    rows, whole = training(recipe, *flags, name="whole", **settings)
+    with pytest.MonkeyPatch.context() as patch:  # as if Ctrl-C were pressed there
+        patch.setattr(Run, "finished", property(lambda run: run.frames >= stop))
+        recipe.main(small(recipe, "--run-dir", tmp_path / "split", *flags, **settings))
     torch.manual_seed(99)
-    config = with_run(load_config(recipe.Config, tmp_path / "split"), total_frames=total)
-    split = recipe.main(config)
+    split = recipe.main(load_config(recipe.Config, tmp_path / "split"))
     ours, theirs = tensors(split.state_dict()), tensors(whole.state_dict())
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
