@@ -12,7 +12,7 @@ child per mutant. The child imports the mutant in the module's place before it c
 appended to a file of JSON lines, from which an interrupted run continues. A changed module is tested again.
 The sample of ``--share`` depends on the mutants and on ``--seed`` alone.
 
-Not mutated: ``_newton_triton.py``, whose tests need Triton and take minutes.
+Not mutated: ``_newton_triton.py`` and ``_fused_triton.py``, whose tests need Triton and take minutes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ MODULES = [
     path
     for package in PACKAGES
     for path in sorted((ROOT / "safe_components" / package).glob("*.py"))
-    if path.name not in ("__init__.py", "_newton_triton.py")
+    if path.name != "__init__.py" and not path.name.endswith("_triton.py")
 ]
 LAWS = ("dual_solvers", "newton_twins", "properties", "trust_regions", "multipliers", "losses")
 TESTS = [

@@ -30,15 +30,28 @@ from safe_components.training.options import Range  # noqa: E402
 project = "safe_components"
 release = safe_components.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
 exclude_patterns = ["_build", "_ext"]
 html_theme = "furo"
 html_title = f"{project} {release}"
 html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_theme_options = {"navigation_with_keys": True}
 # Indented blocks are formulas and commands; Python blocks say that they are Python.
 highlight_language = "none"
 myst_heading_anchors = 3
+myst_enable_extensions = ["amsmath", "dollarmath"]
+# Copy what one types: no prompts, no output, and no formulas.
+copybutton_selector = "div:not(.formula) > div.highlight pre"
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
 
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_member_order = "bysource"
@@ -144,6 +157,13 @@ def resolve(app: Any, env: Any, node: Any, contnode: nodes.Node) -> nodes.Node |
     return contnode if known else None
 
 
+def keep_short_cells_in_one_line(app: Any, doctree: nodes.document) -> None:
+    """Mark the cells of tables that are short, for the style sheet."""
+    for cell in doctree.findall(nodes.entry):
+        if len(cell.astext()) <= 26:
+            cell["classes"].append("short")
+
+
 def name_files_without_link(app: Any, doctree: nodes.document) -> None:
     """Files that the README links to and that have no page here, such as the license, are text."""
     for node in list(doctree.findall(pending_xref)):
@@ -162,6 +182,7 @@ def require_every_public_name(app: Any, env: Any) -> None:
 def setup(app: Any) -> None:
     """Connect the functions above."""
     app.connect("doctree-read", name_files_without_link)
+    app.connect("doctree-read", keep_short_cells_in_one_line)
     app.connect("autodoc-process-docstring", convert_docstring)
     app.connect("autodoc-process-signature", real_signature)
     app.connect("autodoc-skip-member", skip_described)

@@ -17,7 +17,7 @@ os.environ["RAY_AUTH_MODE"] = "disabled"
 from small_runs import train
 
 # A script that test_newton_twins.py runs in a process of its own, without Triton's interpreter.
-collect_ignore = ["laws/compile_kernel.py"]
+collect_ignore = ["laws/compile_kernels.py"]
 if not find_spec("hypothesis"):  # the dev extra holds it
     collect_ignore.append("laws/test_properties.py")
 

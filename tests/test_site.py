@@ -49,7 +49,8 @@ def test_the_figure_has_an_arrow_for_each_import_between_packages():
 
 def test_indented_formula_becomes_a_literal_block():
     text = "The dual\n\n    g(x) = |x| *\n      + x_\n\nis convex."
-    assert to_rst(text) == "The dual\n\n::\n\n    g(x) = |x| *\n      + x_\n\n\nis convex."
+    block = ".. code-block:: none\n   :class: formula"
+    assert to_rst(text) == f"The dual\n\n{block}\n\n    g(x) = |x| *\n      + x_\n\n\nis convex."
 
 
 def test_sections_lists_and_doctests_keep_their_indentation():

@@ -19,7 +19,8 @@ ROLE = re.compile(r":[a-z]+(?::[a-z]+)?:$")
 def to_rst(lines: Sequence[str], target: Callable[[str], str | None] = lambda name: None) -> list[str]:
     """Convert the lines of one docstring, its common indentation already removed.
 
-    * a block indented by two or more after a blank line, outside sections and lists: a literal block;
+    * a block indented by two or more after a blank line, outside sections and lists: a literal block of
+      the class ``formula``;
     * a Markdown table: a list table whose first row is the header, unless that is empty;
     * `` `code` `` and ``` ``code`` ```: a link where ``target`` knows the name, else a literal;
     * ``*``, ``|`` and a trailing ``_`` elsewhere: escaped, they are mathematics and not markup, but for
@@ -57,7 +58,8 @@ def to_rst(lines: Sequence[str], target: Callable[[str], str | None] = lambda na
             end = index
             while end < len(lines) and (not lines[end].strip() or lines[end].startswith("  ")):
                 end += 1
-            out += ["::", "", *(f"    {row[indent:]}" if row.strip() else "" for row in lines[index:end])]
+            out += [".. code-block:: none", "   :class: formula", ""]
+            out += [f"    {row[indent:]}" if row.strip() else "" for row in lines[index:end]]
             out.append("")
             index = end
             continue

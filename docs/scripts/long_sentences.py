@@ -24,6 +24,8 @@ def guide() -> list[Path]:
 def sentences(text: str) -> list[str]:
     """Return the sentences of a page's prose."""
     text = re.sub(r"^(```|~~~).*?^\1", "\n\n", text, flags=re.M | re.S)
+    text = re.sub(r"^( *)\$\$$.*?^\1\$\$$", "", text, flags=re.M | re.S)
+    text = re.sub(r"\$[^$\n]+\$", "`formula`", text)
     lines = [line for line in text.splitlines() if not re.match(r"\s*(\||#|!\[|:)|    ", line)]
     prose = re.sub(r"\n\s*[-*] |\n\s*\d+\. ", "\n\n", "\n".join(lines))
     prose = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", prose)  # the text of links

@@ -8,6 +8,7 @@ however badly the covariance is conditioned.
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,8 @@ from torch.autograd.function import once_differentiable
 
 from safe_components.mstep.likelihood import DecoupledTerms
 from safe_components.ops import gaussian_kl
+
+_HAS_TRITON = find_spec("triton") is not None
 
 
 class OldPolicy(NamedTuple):
@@ -102,6 +105,12 @@ def decoupled_terms(old: OldPolicy, loc: Tensor, scale_tril: Tensor) -> Decouple
     fit_mean, fit_cov, kl_mean, kl_cov, entropy = terms
     # `mark_non_differentiable` would say the same, but torch.compile of PyTorch 2.11 fails on it.
     return DecoupledTerms(fit_mean, fit_cov, kl_mean, kl_cov, entropy.detach())
+
+
+def is_fusible(loc: Tensor) -> bool:
+    """Return whether ``_fused_triton.decoupled_terms`` computes the terms of this policy."""
+    floats = (torch.float32, torch.float64)
+    return _HAS_TRITON and loc.is_cuda and loc.shape[-1] <= 32 and loc.dtype in floats
 
 
 def state_terms(old: OldPolicy, loc: Tensor, scale_tril: Tensor) -> DecoupledTerms:

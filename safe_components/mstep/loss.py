@@ -18,6 +18,7 @@ from safe_components.mstep._fused import (
     OldPolicy,
     combination,
     decoupled_terms,
+    is_fusible,
     joint_log_likelihood,
     joint_term,
     state_terms,
@@ -27,6 +28,7 @@ from safe_components.mstep.trust_region import TrustRegionTerms
 from safe_components.ops import (
     BaseLoss,
     Reduction,
+    differentiated,
     network_outputs,
     require_states,
     single_network,
@@ -64,6 +66,9 @@ class MStepLoss(BaseLoss):
     An M-step takes several gradient steps on one set of particles. `prepare` computes once what these steps
     share: the old policy and the first two moments of the particles. A gradient step then needs one
     triangular solve of ``[B, a, a]``. No determinant is formed, and only triangular factors are inverted.
+    On CUDA, a Triton kernel computes the terms and their gradient (docs/gpu.md). The tensor version is used
+    with ``fused=False``, where Triton is not installed, for more than 32 actions, for another reduction, and
+    where ``torch.func`` differentiates.
     A call on a plain batch prepares it first, every time. `log_likelihood` and `decoupled_terms` state the
     same objective as plain formulas.
 
@@ -94,6 +99,7 @@ class MStepLoss(BaseLoss):
         reduction: of ``loss_policy`` over the states: ``"mean"``, ``"sum"``, or ``"none"`` for the loss
             ``[B]`` of each state, which holds the state's own likelihood. The penalty is that of the mean
             divergences in any case, so the mean of these losses is the loss of ``"mean"``.
+        fused: whether on CUDA one Triton kernel may compute the terms of ``"mean"`` and their gradient.
 
     Raises:
         ValueError: if ``likelihood`` or ``reduction`` is unknown; in ``prepare`` and ``forward``, if shapes
@@ -156,11 +162,12 @@ class MStepLoss(BaseLoss):
         likelihood: Likelihood = "decoupled",
         check_weights: bool | None = None,
         reduction: Reduction = "mean",
+        fused: bool = True,
     ) -> None:
         super().__init__(reduction)
         if likelihood not in get_args(Likelihood):
             raise ValueError(f"likelihood={likelihood!r} is not one of {', '.join(get_args(Likelihood))}")
-        self.likelihood, self.check_weights = likelihood, check_weights
+        self.likelihood, self.check_weights, self.fused = likelihood, check_weights, fused
         self.convert_to_functional(policy, "policy", create_target_params=True)
         self.trust_region = trust_region
         self.__dict__["_network"] = single_network(policy)  # a part of the policy, not a child of the loss
@@ -257,9 +264,13 @@ class MStepLoss(BaseLoss):
 
     def _fit(self, old: OldPolicy, loc: Tensor, scale_tril: Tensor) -> tuple[DecoupledTerms, Tensor]:
         """The terms' means, and the likelihood: its mean or, for another reduction, that of each state."""
-        joint = self.likelihood == "joint"
-        if self.reduction == "mean" and (torch.compiler.is_compiling() or not transformed()):
-            means = decoupled_terms(old, loc, scale_tril)
+        joint, compiling = self.likelihood == "joint", torch.compiler.is_compiling()
+        kernel = self.fused and is_fusible(loc) and (compiling or not differentiated())
+        if self.reduction == "mean" and (kernel or compiling or not transformed()):
+            terms = decoupled_terms
+            if kernel:  # imported here, because Triton may be missing
+                from safe_components.mstep._fused_triton import decoupled_terms as terms
+            means = terms(old, loc, scale_tril)
             fit = (
                 joint_log_likelihood(old, means.fit_cov, loc, scale_tril)
                 if joint

@@ -1,7 +1,14 @@
 """What every part may use: aggregates, bounds, cost budget, Gaussian KL, imports, losses, networks, noise."""
 
 from safe_components.ops.aggregate import Aggregate, aggregate
-from safe_components.ops.base_loss import BaseLoss, Reduction, reduced, require_states, transformed
+from safe_components.ops.base_loss import (
+    BaseLoss,
+    Reduction,
+    differentiated,
+    reduced,
+    require_states,
+    transformed,
+)
 from safe_components.ops.bounds import action_bounds, episode_limits, q_limits
 from safe_components.ops.cost_budget import q_cost_limit
 from safe_components.ops.gaussian_kl import gaussian_kl
@@ -21,6 +28,7 @@ __all__ = [
     "Reduction",
     "action_bounds",
     "aggregate",
+    "differentiated",
     "episode_limits",
     "gaussian_kl",
     "has_distribution",

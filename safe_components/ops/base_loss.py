@@ -52,6 +52,19 @@ def transformed() -> bool:
     return bool(torch._C._are_functorch_transforms_active())
 
 
+def differentiated() -> bool:
+    """Whether ``torch.func`` differentiates the caller, any number of times.
+
+    Example:
+        >>> _ = torch.func.grad(lambda x: print(differentiated()) or x)(torch.zeros(()))
+        True
+        >>> _ = torch.vmap(lambda x: print(differentiated()) or x)(torch.zeros(2))
+        False
+    """
+    levels = torch._C._functorch.get_interpreter_stack() or []
+    return any(level.key() != torch._C._functorch.TransformType.Vmap for level in levels)
+
+
 class BaseLoss(LossModule):  # type: ignore[misc]  # TorchRL has no types
     """Abstract base: a ``LossModule`` with a reduction, deep copies that train, and functional calls.
 

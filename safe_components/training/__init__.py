@@ -21,6 +21,7 @@ from safe_components.training.diagnosis import Diagnosis
 from safe_components.training.evaluation import evaluate
 from safe_components.training.execution import ExecutionConfig, GraphedUpdate, Training, execute, run_alone
 from safe_components.training.exploration import with_noise
+from safe_components.training.graph import GraphedCall
 from safe_components.training.guards import require_finite
 from safe_components.training.interrupt import StopRequest, workers_ignore_interrupt
 from safe_components.training.launch import explained_errors, launch
@@ -55,6 +56,7 @@ __all__ = [
     "EnvConfig",
     "EpisodeStatistics",
     "ExecutionConfig",
+    "GraphedCall",
     "GraphedUpdate",
     "Learner",
     "Loop",

@@ -10,9 +10,9 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import CudaGraphModule
 from tensordict.utils import NestedKey
 
+from safe_components.training.graph import GraphedCall
 from safe_components.training.learner import Learner
 
 __all__ = ["ExecutionConfig", "GraphedUpdate", "Training", "execute", "run_alone"]
@@ -119,17 +119,17 @@ def run_alone(training: Training[L], config: ExecutionConfig) -> L:
 
 
 class GraphedUpdate:
-    """An update that is recorded once as a CUDA graph, and replayed from then on.
+    """An update that is recorded once as a CUDA graph, and replayed from then on (`GraphedCall`).
 
     The first two calls run operation by operation and train like any other call. The recording follows the
-    second call (TensorDict's ``CudaGraphModule``). A replay repeats the recorded kernels on the recorded
+    second call. A replay repeats the recorded kernels on the recorded
     memory. All state that changes between updates must therefore be held in tensors that are changed in
     place: parameters, the optimizers' moments and step counts, multipliers, limits, and the state of the
     random generator. Python code does not run again, so its branches, counters and numbers keep their values
     from the recording.
 
     The tensors of the batches are copied into those of the graph. The metrics are returned through one
-    vector.
+    vector. The host waits for the device only when it reads a metric.
 
     Args:
         update: function as in :func:`execute`; no operation in it may make the host wait for the device.
@@ -142,10 +142,7 @@ class GraphedUpdate:
         # Keys and size of each batch, and names and shapes of the metrics. The first call sets them.
         self._entries: list[tuple[list[NestedKey], torch.Size]] = []
         self._metrics: list[tuple[str, torch.Size]] = []
-        with warnings.catch_warnings():
-            # The warning concerns TensorDicts in torch.utils._pytree, but only plain tensors are passed here.
-            warnings.simplefilter("ignore")
-            self._run = CudaGraphModule(self._packed)
+        self._run = GraphedCall(self._packed)
 
     def __call__(self, *batches: TensorDictBase) -> dict[str, torch.Tensor]:
         """Train on batches of the same sizes as in the first call, and return the metrics in float64.
@@ -171,7 +168,7 @@ class GraphedUpdate:
                 for group in optimizer.param_groups:  # a checkpoint may hold another value of the flag
                     group["capturable"] = True
             packed = self._run(*tensors)
-        parts = packed.split([math.prod(shape) for _, shape in self._metrics])
+        parts = torch.split(packed, [math.prod(shape) for _, shape in self._metrics])
         return {name: part.view(shape) for (name, shape), part in zip(self._metrics, parts, strict=True)}
 
     def _packed(self, *tensors: torch.Tensor) -> torch.Tensor:

@@ -7,10 +7,12 @@ import sys
 import baselines
 import columns
 import default_run
+import explanations
 import long_sentences
 import numpy as np
 import pytest
 import study_to_docs
+import torch
 import weak_spots
 
 HEAD = "frames,episodes,episode_reward,episode_cost,episode_violation_rate,eval_reward,eval_cost,entropy\n"
@@ -113,6 +115,19 @@ def test_baselines_are_drawn_beside_cvpo_and_limits_are_averaged(tmp_path, monke
     assert (tmp_path / "figures" / "baselines.png").stat().st_size > 1000
 
 
+def test_the_pictures_of_the_explanation_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(explanations, "STEPS", 3)
+    explanations.main(tmp_path)
+    drawn = {path.name for path in tmp_path.iterdir() if path.stat().st_size > 5000}
+    assert drawn == {"estep.png", "mstep.png", "cost_budget.png", "lagrangian.png"}
+    assert all((long_sentences.DOCS / "figures" / name).exists() for name in drawn)
+
+
+def test_the_estep_of_the_picture_keeps_its_limit():
+    weight = explanations.weights(torch.tensor([0.0, 1.0]), torch.tensor([[0.0], [1.0]]), 1.0, [0.25])
+    assert torch.allclose(weight, torch.tensor([0.75, 0.25]), atol=1e-4)
+
+
 def test_long_sentences_are_found_in_prose_alone(tmp_path):
     page, short, long = tmp_path / "page.md", "Word" + 29 * " word" + ".", "Word" + 30 * " word" + "."
     text = f"# {long}\n\n{short} {short}\n{long}\n\n| {long} |\n\n    {long}\n\n"
@@ -150,3 +165,14 @@ def test_the_page_of_a_task_has_one_table_one_figure_and_at_most_five_sentences(
     text = page.read_text()
     assert len(re.findall(r"^\|[-|]+\|$", text, re.M)) == len(re.findall(r"^!\[", text, re.M)) == 1
     assert len(long_sentences.sentences(text)) <= 5
+
+
+def test_the_page_of_the_guide_says_at_once_what_one_can_do_after_it():
+    guide = [page for page in GUIDE if page.parent.name != "api" and page.name != "index.md"]
+    silent = []
+    for page in guide:
+        text = page.read_text().split("\n", 1)[1]
+        first = " ".join(" ".join(long_sentences.sentences(text)).split()[:100])
+        if not re.search(r"(After|With|reading) this page,? .*\byou\b", first):
+            silent.append(name_of(page))
+    assert not silent

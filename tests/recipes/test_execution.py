@@ -5,12 +5,11 @@ import functools
 import gc
 import math
 from contextlib import nullcontext
-from unittest import mock
 
 import pytest
 import torch
 from learner_update import RandomTask
-from recorded_graph import RecordedModule, Recording, tensors
+from recorded_graph import Recording, graphs_on_the_cpu, tensors
 from small_runs import small
 from tensordict import TensorDict
 
@@ -24,7 +23,6 @@ from safe_components.training import (
     Replay,
     RunConfig,
     Task,
-    execution,
 )
 from safe_components.training.options import estep as estep_options
 
@@ -111,21 +109,6 @@ def assert_same(ours, theirs, **tolerance):
         )
 
 
-def test_the_stand_in_repeats_operations_and_no_python():
-    total, calls = torch.zeros(()), []
-
-    def function(x):
-        calls.append(1)
-        total.add_(x.sum() * len(calls))
-        return total * 2
-
-    module = RecordedModule(function)
-    answers = [float(module(torch.full((2,), float(value)))) for value in (1, 1, 3, 5)]
-    # 2 * 1 and 2 * 2 are added while Python runs; from then on len(calls) stays 2.
-    assert answers == [4.0, 12.0, 36.0, 76.0]
-    assert len(calls) == 2
-
-
 @pytest.mark.parametrize(
     ("operation", "said"),
     [
@@ -153,7 +136,7 @@ GRAPH = ("--execution.mode", "graph")
 def test_repeating_the_recorded_operations_is_training(settings):
     start = ("--budget.start", "16" if "--cost-limit 4" in settings else "800")
     expected = several(Parts(settings, *GRAPH, *start))
-    with mock.patch.object(execution, "CudaGraphModule", RecordedModule):
+    with graphs_on_the_cpu():
         found = several(Parts(settings, *GRAPH, *start, run=GraphedUpdate))
     assert_same(found, expected, rtol=0.0, atol=0.0)
 
@@ -234,13 +217,13 @@ def test_newton_needs_no_more_evaluations_than_a_graph_gives_it():
     assert worst <= 1e-6
 
 
-def test_a_graph_takes_batches_of_one_size(tmp_path):
-    with mock.patch.object(execution, "CudaGraphModule", RecordedModule):
+def test_a_graph_takes_batches_of_one_size():
+    with graphs_on_the_cpu():
         graphed = GraphedUpdate(lambda batch: {"mean": batch["x"].mean(), "rows": batch["x"].sum(1)}, [])
-    for value in (1.0, 2.0, 3.0):
-        found = graphed(TensorDict(x=torch.full((3, 2), value), batch_size=[3]))
-        assert found["mean"].item() == value
-        assert found["rows"].tolist() == [2 * value] * 3
+        for value in (1.0, 2.0, 3.0):
+            found = graphed(TensorDict(x=torch.full((3, 2), value), batch_size=[3]))
+            assert found["mean"].item() == value
+            assert found["rows"].tolist() == [2 * value] * 3
     with pytest.raises(ValueError, match=r"sizes \[\[4\]\] do not fit the recorded graph.*\[\[3\]\]"):
         graphed(TensorDict(x=torch.ones(4, 2), batch_size=[4]))
 
