@@ -69,8 +69,8 @@ def test_soft_trust_region_keeps_its_penalties(swapped):
 
 def test_without_trust_region_the_policy_goes_further(swapped):
     bounds = ("--trust-region.kl-mean", 1e-5, "--trust-region.kl-cov", 1e-5, "--trust-region.lr", 1)
-    tight, _ = swapped(*bounds, name="tight")
-    free, _ = swapped("--trust-region", "none", name="free")
+    tight, _ = swapped(*bounds, "--policy.lr-end", 1, name="tight")
+    free, _ = swapped("--trust-region", "none", "--policy.lr-end", 1, name="free")
     assert set(free["alpha_mean"]) == {0.0}
     # The tight one's multipliers need the first updates to rise.
     assert (free["kl_mean"] > 2 * tight["kl_mean"])[2:].all()
@@ -87,7 +87,7 @@ def test_min_std_is_the_policys_floor(swapped):
     smallest = {}
     for floor in (0.01, 0.45):
         options = ("--policy.min-std", floor, "--trust-region", "none", "--policy.lr", 0.03)
-        options += ("--collect.updates-per-frame", 0.05, "--multiplier", "none")
+        options += ("--policy.lr-end", 1, "--collect.updates-per-frame", 0.05, "--multiplier", "none")
         _, learner = swapped(*options, name=str(floor))
         smallest[floor] = spread(learner).diagonal(dim1=-2, dim2=-1).min()
     assert smallest[0.01] < 0.45  # half the action range is 1

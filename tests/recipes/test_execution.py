@@ -146,12 +146,24 @@ def test_the_mode_that_does_not_wait_gives_the_numbers_of_the_one_that_does():
     assert_same(several(Parts("", *GRAPH)), several(Parts()), rtol=1e-4, atol=1e-5)
 
 
+class GradientSteps(torch.optim.Optimizer):
+    """Gradient descent whose step size may be a tensor, for a device on which Adam has no kernel."""
+
+    def __init__(self, params, lr=1e-3, eps=0.0, fused=None):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.sub_(group["lr"] * parameter.grad)
+
+
 @pytest.fixture
 def meta(monkeypatch):
     """PyTorch's device without numbers: asking it for one raises."""
-    # Its Adam has no kernel there, and TorchRL asks for storages.
-    steps = lambda params, lr=1e-3, eps=0.0, fused=None: torch.optim.SGD(params, lr, foreach=True)  # noqa: E731
-    monkeypatch.setattr(torch.optim, "Adam", steps)
+    monkeypatch.setattr(torch.optim, "Adam", GradientSteps)
+    # TorchRL asks for storages.
     monkeypatch.setattr(torch.Tensor, "is_set_to", lambda *_: False)
 
 

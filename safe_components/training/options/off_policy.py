@@ -58,7 +58,7 @@ class CollectConfig:
 class OffPolicyCollectConfig(CollectConfig):
     """Collection of frames, and the number of updates after each batch."""
 
-    updates_per_frame: Annotated[NotNegative, Range("at most 1000", lambda x: x <= 1000)] = 0.1
+    updates_per_frame: Annotated[NotNegative, Range("at most 1000", lambda x: x <= 1000)] = 0.05
     """updates of the learner per collected frame"""
     workers: Whole = 0
     """processes that collect the next batch during the updates; 0 collects between updates in this process"""
