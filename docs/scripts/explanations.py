@@ -170,7 +170,7 @@ def draw_data_flow(path: Path) -> None:
     axes.annotate("", (3.25, 0.8), (3, 0.35), arrowprops=arrow)
     axes.annotate("", (4, 0.35), (3.75, 0.8), arrowprops=arrow)
     axes.annotate("", (1, -1.05), (5, -1.05), arrowprops=arrow | {"connectionstyle": "bar,fraction=-0.08"})
-    axes.text(3, -1.85, "the policy collects the next steps", ha="center", va="center", fontsize="small")
+    axes.text(3, -1.45, "the policy collects the next steps", ha="center", va="center", fontsize="small")
     axes.set(xlim=(-0.6, 5.6), ylim=(-2.1, 1.4))
     axes.axis("off")
     _save(figure, path)
