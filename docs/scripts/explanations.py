@@ -145,6 +145,37 @@ def draw_lagrangian(path: Path) -> None:
     _save(figure, path)
 
 
+def draw_data_flow(path: Path) -> None:
+    """The way of the data through the parts; it ends in the policy, which collects the next data."""
+    parts = [
+        ("environment", "observation, reward, cost"),
+        ("collector", "steps"),
+        ("replay buffer", "transitions"),
+        ("critics", "$Q_r$, $Q_c$"),
+        ("E-step", "weights"),
+        ("M-step", "policy"),
+    ]
+    figure, axes = plt.subplots(figsize=(10, 2.6), layout="constrained")
+    arrow = {"arrowstyle": "-|>", "color": "0.3", "linewidth": 1.5}
+    for place, (name, written) in enumerate(parts):
+        axes.text(
+            place, 0, name, ha="center", va="center", bbox={"boxstyle": "round,pad=0.5", "fc": "#e8f0fb"}
+        )
+        axes.text(place, -0.75, written, ha="center", va="center", fontsize="small", color="0.35")
+        if place:
+            axes.annotate("", (place - 0.42, 0), (place - 0.58, 0), arrowprops=arrow)
+    axes.text(
+        3.5, 1, "particles", ha="center", va="center", bbox={"boxstyle": "round,pad=0.5", "fc": "#e8f0fb"}
+    )
+    axes.annotate("", (3.25, 0.8), (3, 0.35), arrowprops=arrow)
+    axes.annotate("", (4, 0.35), (3.75, 0.8), arrowprops=arrow)
+    axes.annotate("", (1, -1.05), (5, -1.05), arrowprops=arrow | {"connectionstyle": "bar,fraction=-0.08"})
+    axes.text(3, -1.45, "the policy collects the next steps", ha="center", va="center", fontsize="small")
+    axes.set(xlim=(-0.6, 5.6), ylim=(-2.1, 1.4))
+    axes.axis("off")
+    _save(figure, path)
+
+
 def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
@@ -152,7 +183,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 def main(figures: Path = DOCS / "figures") -> None:
     """Draw all pictures."""
-    for draw in (draw_estep, draw_mstep, draw_cost_budget, draw_lagrangian):
+    for draw in (draw_data_flow, draw_estep, draw_mstep, draw_cost_budget, draw_lagrangian):
         draw(figures / f"{draw.__name__.removeprefix('draw_')}.png")
 
 

@@ -1,11 +1,18 @@
 """The GPU benchmark: its code on the CPU at tiny sizes, its figures, and the input that it refuses."""
 
 import json
+import re
+from pathlib import Path
 
 import gpu
+import gpu_parts
 import pytest
 import torch
 from learner_gemm import GemmLimit, Sizes
+
+from safe_components.training import parse_config
+
+ROOT = Path(__file__).parents[2]
 
 TINY = (
     "--device cpu --rows 1 --states 8 --particles 4 --m-iterations 2 --hidden-sizes 16 16 --observation 6 "
@@ -93,3 +100,33 @@ def test_bad_input_is_refused(flags, message, capsys):
     with pytest.raises(SystemExit):
         gpu.parse(flags.split())
     assert message in capsys.readouterr().err
+
+
+SCRIPT = (ROOT / "benchmarks" / "gpu_run.sh").read_text()
+
+
+@pytest.mark.parametrize("flags", re.findall(r"(?:loop|simulator)=\(([^)]*)\)", SCRIPT))
+def test_the_trainings_of_the_script_are_ones_of_the_recipe(flags):
+    config = parse_config(gpu.cvpo.Config, flags.split())
+    assert config.run.total_frames >= 6000
+
+
+def test_the_tests_of_the_script_exist():
+    (where,) = re.findall(r"where=\(([^)]*)\)", SCRIPT)
+    assert [path for path in where.split() if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # what the compiler warns of lies in PyTorch
+def test_the_parts_of_an_update_are_measured(monkeypatch):
+    """On the CPU and at small sizes, which only shows that the names are right."""
+    monkeypatch.setattr(gpu_parts, "DEVICE", torch.device("cpu"))
+    monkeypatch.setattr(gpu_parts, "TRANSITIONS", 500)
+    monkeypatch.setattr(gpu_parts, "milliseconds", lambda call, *_: call() is None)
+    sizes = Sizes(16, 4, 2, (16, 16), observation=6)
+    found = gpu_parts.parts(sizes, {})
+    assert [*found] == ["critics", "particles", "E-step", "M-step", "reference policy", "samples"]
+    assert "error" not in str(found)
+    assert gpu_parts.mstep(5, 2)["tensors"]["error"] < 1e-5
+    assert gpu_parts.estep(8, 4, 1, 0.45)["fixed_weight_error"] < 1e-5
+    assert gpu_parts.graphed(sizes, {}, None)["waits"] == {}

@@ -115,11 +115,20 @@ def test_baselines_are_drawn_beside_cvpo_and_limits_are_averaged(tmp_path, monke
     assert (tmp_path / "figures" / "baselines.png").stat().st_size > 1000
 
 
+EXPLANATION = ("data_flow", "estep", "mstep", "cost_budget", "lagrangian")
+
+
+@pytest.mark.parametrize("name", EXPLANATION)
+def test_the_page_of_an_explanation_opens_with_its_picture_and_its_formula(name):
+    opening = (long_sentences.DOCS / f"{name}.md").read_text().split("\n## ")[0]
+    assert 0 < opening.index(f"](figures/{name}.png)") < opening.index("\n$$\n")
+
+
 def test_the_pictures_of_the_explanation_are_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(explanations, "STEPS", 3)
     explanations.main(tmp_path)
     drawn = {path.name for path in tmp_path.iterdir() if path.stat().st_size > 5000}
-    assert drawn == {"estep.png", "mstep.png", "cost_budget.png", "lagrangian.png"}
+    assert drawn == {f"{name}.png" for name in EXPLANATION}
     assert all((long_sentences.DOCS / "figures" / name).exists() for name in drawn)
 
 

@@ -41,7 +41,7 @@ def test_operations_are_repeated_and_python_is_not():
     assert len(calls) == 3
 
 
-def test_a_graph_trains_bit_for_bit_as_the_function():
+def test_a_graph_trains_as_the_function():
     """Random numbers, gradients and Adam included."""
 
     def train(run):
@@ -61,7 +61,9 @@ def test_a_graph_trains_bit_for_bit_as_the_function():
         losses = [step(torch.randn(8, 3, device=DEVICE), torch.randn(8, 2, device=DEVICE)) for _ in range(7)]
         return torch.stack(losses), layer.weight.detach().clone()
 
-    torch.testing.assert_close(train(GraphedCall), train(lambda step: step), rtol=0, atol=0)
+    exact = {"rtol": 0.0, "atol": 0.0}  # on CUDA, a library may choose another kernel by what is aligned
+    tolerance = exact if DEVICE == "cpu" else {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(train(GraphedCall), train(lambda step: step), **tolerance)
 
 
 @pytest.mark.parametrize("other", [(3,), (2, 1), (1,)])
