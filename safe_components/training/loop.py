@@ -70,7 +70,7 @@ class Loop:
         collect.validate(run.config)
         workers, pace = 0, 0.0
         if isinstance(collect, OffPolicyCollectConfig):
-            workers, pace = collect.workers, collect.updates_per_frame
+            workers, pace = collect.workers, collect.pace(run.config.env)
         self._acting = policy if explore is None else explore
         self._frames_per_batch = collect.frames_per_batch // run.config.env.steps_per_action
         self._collect, self._workers, self._updates_per_frame = collect, workers, pace

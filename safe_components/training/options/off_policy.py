@@ -25,7 +25,7 @@ from safe_components.training.options.ranges import (
     Whole,
     one_of_or_own,
 )
-from safe_components.training.options.run import RecipeConfig
+from safe_components.training.options.run import EnvConfig, RecipeConfig
 
 __all__ = [
     "CollectConfig",
@@ -58,10 +58,16 @@ class CollectConfig:
 class OffPolicyCollectConfig(CollectConfig):
     """Collection of frames, and the number of updates after each batch."""
 
-    updates_per_frame: Annotated[NotNegative, Range("at most 1000", lambda x: x <= 1000)] = 0.05
-    """updates of the learner per collected frame"""
+    updates_per_frame: Annotated[NotNegative, Range("at most 1000", lambda x: x <= 1000)] | None = None
+    """updates of the learner per collected frame; None makes 0.4 per action, but at most 0.1 per frame"""
     workers: Whole = 0
     """processes that collect the next batch during the updates; 0 collects between updates in this process"""
+
+    def pace(self, env: EnvConfig) -> float:
+        """Return the number of updates per frame of this environment."""
+        if self.updates_per_frame is not None:
+            return self.updates_per_frame
+        return min(0.4 / env.steps_per_action, 0.1)
 
     def validate(self, config: RecipeConfig) -> None:
         """Raise ValueError unless a batch holds a step and the workers can share the environments."""
