@@ -59,9 +59,10 @@ def test_updates_are_paid_for_by_frames_and_the_rest_is_owed(loop):
     assert looped.run.updates == 13
 
 
-@pytest.mark.parametrize(
-    ("held", "set_to", "pace"), [(1, None, 0.1), (4, None, 0.1), (8, None, 0.05), (8, 0.3, 0.3), (1, 0.0, 0.0)]
-)
+PACES = [(1, None, 0.1), (4, None, 0.1), (8, None, 0.05), (8, 0.3, 0.3), (1, 0.0, 0.0)]
+
+
+@pytest.mark.parametrize(("held", "set_to", "pace"), PACES)
 def test_without_a_number_of_updates_it_follows_from_the_actions(held, set_to, pace):
     collect = OffPolicyCollectConfig(updates_per_frame=set_to)
     assert collect.pace(EnvConfig(frame_skip=held)) == pytest.approx(pace)
