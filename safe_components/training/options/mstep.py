@@ -58,9 +58,9 @@ class TrustRegionConfig(ABC):
 class HardConfig(TrustRegionConfig):
     """A trust region that learned multipliers keep."""
 
-    kl_mean: Positive = 0.05
+    kl_mean: Positive = 0.03
     """bound on the KL divergence of the mean, in nats; of the whole policy if it is no Gaussian"""
-    kl_cov: Positive = 0.005
+    kl_cov: Positive = 0.003
     """bound on the KL divergence of the covariance, in nats"""
     lr: StepSize = 0.1
     """step size of Adam for the multipliers"""
