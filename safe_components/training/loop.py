@@ -253,8 +253,8 @@ class Loop:
             if due:
                 self._averages.pop()
                 self._episodes.pop()
-            evaluated = run.due(settings.eval_interval, self._since)
-            if settings.eval_interval and (evaluated or run.finished):
+            evaluates = run.due(settings.eval_interval, run.row_frames)
+            if settings.eval_interval and (evaluates or run.finished):
                 row |= self._evaluate()
             run.log(row, shown=("episode_reward", "episode_cost", *shown), extra=not due)
         if run.due(settings.checkpoint_interval, self._since):

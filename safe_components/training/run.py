@@ -213,6 +213,11 @@ class Run:
         return self._clock.updates
 
     @property
+    def row_frames(self) -> int:
+        """Number of frames at the last row of metrics that a resumed run keeps."""
+        return self._clock.row_frames
+
+    @property
     def progress(self) -> float:
         """Share of ``total_frames`` that has been collected."""
         return self.frames / self.config.run.total_frames

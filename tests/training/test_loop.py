@@ -1,5 +1,6 @@
 """The calls of a recipe's loop: what a batch of frames pays for, where random actions stop."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,7 +8,16 @@ from safe_components.critics import n_step_transitions
 from safe_components.envs import PointCircle
 from safe_components.envs.base import StateError
 from safe_components.policies import gaussian_policy
-from safe_components.training import EnvConfig, Loop, RecipeConfig, Run, RunConfig, Task, validate
+from safe_components.training import (
+    EnvConfig,
+    Loop,
+    RecipeConfig,
+    Run,
+    RunConfig,
+    Task,
+    read_metrics,
+    validate,
+)
 from safe_components.training.options import CollectConfig, OffPolicyCollectConfig, OffPolicyConfig
 from safe_components.training.replay import STORED
 
@@ -66,6 +76,18 @@ PACES = [(1, None, 0.1), (4, None, 0.1), (8, None, 0.05), (8, 0.3, 0.3), (1, 0.0
 def test_without_a_number_of_updates_it_follows_from_the_actions(held, set_to, pace):
     collect = OffPolicyCollectConfig(updates_per_frame=set_to)
     assert collect.pace(EnvConfig(frame_skip=held)) == pytest.approx(pace)
+
+
+def test_an_evaluation_waits_for_the_next_row(loop):
+    """An interval that is no multiple of the rows' loses no evaluation."""
+    intervals = {"log_interval": 40, "eval_interval": 50, "eval_episodes": 2}
+    looped = loop(CollectConfig(frames_per_batch=20), total_frames=160, **intervals)
+    with looped.run as run:
+        for _ in looped.collect():
+            looped.report()
+    rows = read_metrics(run.directory / "metrics.csv")
+    assert rows["frames"].tolist() == [40, 80, 120, 160]
+    assert np.isfinite(rows["eval_reward"]).tolist() == [False, True, True, True]
 
 
 def test_a_report_is_due_after_each_interval_and_at_the_end(loop):
