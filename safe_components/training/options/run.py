@@ -137,7 +137,7 @@ class RunConfig:
     """directory of a run to continue; its configuration is used"""
     log_interval: Count = 10_000
     """frames between rows of metrics.csv; a row in which no episode ends has no reward and cost"""
-    eval_interval: Whole = 25_000
+    eval_interval: Whole = 20_000
     """frames between evaluations, each at the next row of metrics; 0 turns evaluation off"""
     eval_episodes: Copies = 10
     """episodes per evaluation, of each kind of action"""
