@@ -72,7 +72,9 @@ class Loop:
         if isinstance(collect, OffPolicyCollectConfig):
             workers, pace = collect.workers, collect.pace(run.config.env)
         self._acting = policy if explore is None else explore
-        self._frames_per_batch = collect.frames_per_batch // run.config.env.steps_per_action
+        copies = run.config.env.num_envs  # each takes the same number of steps
+        steps = collect.frames_per_batch // run.config.env.steps_per_action
+        self._frames_per_batch = -(-steps // copies) * copies
         self._collect, self._workers, self._updates_per_frame = collect, workers, pace
         self._averages = Averages(task.cost_suffixes)
         self._episodes = EpisodeStatistics(task.limits, task.cost_suffixes)
