@@ -1,7 +1,7 @@
 """Draw the figure and print the table of ``docs/default_run.md``, from the rows in ``docs/data``.
 
-    python recipes/cvpo.py --seed 10 --run-dir runs/seed-10      # and 11, 12
-    python docs/scripts/default_run.py --runs runs/seed-10 runs/seed-11 runs/seed-12
+    python recipes/cvpo.py --seed 16 --run-dir runs/seed-16      # and 17, 18
+    python docs/scripts/default_run.py --runs runs/seed-16 runs/seed-17 runs/seed-18
 
 The ``metrics.csv`` of the runs are copied to ``docs/data`` first. Without ``--runs``, the figure and the
 table are made from the rows that are there.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,22 +23,16 @@ LIMIT = 25.0
 LAST = 20_000
 
 
-def ended(run: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the rows in which an episode ended: episodes of 5,040 frames leave some rows of 5,000 empty."""
-    return {name: values[run["episodes"] > 0] for name, values in run.items()}
-
-
 def row(path: Path) -> str:
     """Format a run's row of the table: means over its last frames, and its last evaluation."""
     run = read_metrics(path)
-    rows = ended(run)
-    late = rows["frames"] > run["frames"][-1] - LAST
+    late = run["frames"] > run["frames"][-1] - LAST
 
     def mean(name: str, chosen: np.ndarray | slice = slice(None)) -> float:
-        return float(np.average(rows[name][chosen], weights=rows["episodes"][chosen]))
+        return float(np.average(run[name][chosen], weights=run["episodes"][chosen]))
 
     numbers = [
-        f"{rows['episode_reward'][0]:.1f} / {rows['episode_cost'][0]:.0f}",
+        f"{run['episode_reward'][0]:.1f} / {run['episode_cost'][0]:.0f}",
         f"{mean('episode_reward', late):.1f} / {mean('episode_cost', late):.1f}",
         f"{run['eval_reward'][-1]:.1f} / {run['eval_cost'][-1]:.1f}",
         f"{100 * mean('episode_violation_rate'):.0f} %",
