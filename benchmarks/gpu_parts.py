@@ -57,7 +57,7 @@ def guarded(name: str, call: Callable[[], Any]) -> Any:
     started = time.perf_counter()
     try:
         value = call()
-    except Exception as error:  # all that can happen is a finding
+    except Exception as error:  # any failure of a part is a finding; the next one follows
         value = {"error": first_error(error)}
         traceback.print_exc()
     results[name] = value
@@ -109,7 +109,7 @@ def both_ways(call: Call, number: int = 20) -> dict[str, Any]:
     if DEVICE.type == "cuda":
         try:
             found["graph_ms"] = milliseconds(recorded(call).replay, number)
-        except Exception as error:
+        except Exception as error:  # recording raises whatever the operation that cannot be recorded does
             found["graph_ms"] = None
             found["error"] = first_error(error)
             traceback.print_exc()
@@ -341,7 +341,7 @@ def small(states: int, particles: int) -> dict[str, float]:
             many()
             replay = recorded(many).replay if DEVICE.type == "cuda" else many
             found[name] = round(1e3 * milliseconds(replay, 5) / 20, 2)
-        except Exception as error:
+        except Exception as error:  # libraries of CUDA may refuse to be recorded, in their own ways
             found[name] = first_error(error)
     return found
 
@@ -381,7 +381,7 @@ def measure(options: argparse.Namespace) -> None:
     for found, call, file in counts_later:
         try:
             count(found, call, file)
-        except Exception as error:
+        except Exception as error:  # the profiler, or the part that guarded() has seen fail
             found["kernels"] = first_error(error)
         write()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
@@ -12,8 +10,8 @@ from safe_components.estep.dual import dual_terms
 from safe_components.estep.kkt import kkt_residual
 from safe_components.estep.problem import ScaledProblem
 from safe_components.estep.solve import DualSolver, Minimum, minimum_at
+from safe_components.ops import runs_triton
 
-_HAS_TRITON = find_spec("triton") is not None
 # Compute capabilities that do half as many operations in float64 as in float32: P100, V100, A100, H100, B200.
 _FAST_FLOAT64 = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))
 
@@ -116,7 +114,7 @@ class NewtonDualSolver(DualSolver):
 def _is_fusible(problem: ScaledProblem) -> bool:
     """Return whether a single Triton kernel can solve each problem, and does so quickly."""
     features = problem.dual.features
-    if not _HAS_TRITON or not features.is_cuda or features.shape[-3] > 5 or features.shape[-1] > 4096:
+    if not runs_triton(features) or features.shape[-3] > 5 or features.shape[-1] > 4096:
         return False
     return torch.cuda.get_device_capability(features.device) in _FAST_FLOAT64
 

@@ -8,7 +8,6 @@ however badly the covariance is conditioned.
 from __future__ import annotations
 
 import math
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -16,9 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from safe_components.mstep.likelihood import DecoupledTerms
-from safe_components.ops import gaussian_kl
-
-_HAS_TRITON = find_spec("triton") is not None
+from safe_components.ops import gaussian_kl, runs_triton
 
 
 class OldPolicy(NamedTuple):
@@ -110,7 +107,7 @@ def decoupled_terms(old: OldPolicy, loc: Tensor, scale_tril: Tensor) -> Decouple
 def is_fusible(loc: Tensor) -> bool:
     """Return whether ``_fused_triton.decoupled_terms`` computes the terms of this policy."""
     floats = (torch.float32, torch.float64)
-    return _HAS_TRITON and loc.is_cuda and loc.shape[-1] <= 32 and loc.dtype in floats
+    return runs_triton(loc) and loc.shape[-1] <= 32 and loc.dtype in floats
 
 
 def state_terms(old: OldPolicy, loc: Tensor, scale_tril: Tensor) -> DecoupledTerms:

@@ -1,4 +1,4 @@
-"""What every part may use: aggregates, bounds, cost budget, Gaussian KL, imports, losses, networks, noise."""
+"""For every part: aggregates, bounds, cost budget, Gaussian KL, imports, losses, networks, noise, Triton."""
 
 from safe_components.ops.aggregate import Aggregate, aggregate
 from safe_components.ops.base_loss import (
@@ -21,6 +21,7 @@ from safe_components.ops.networks import (
     swapped,
 )
 from safe_components.ops.noise import noise_from, standard_normal
+from safe_components.ops.triton import runs_triton
 
 __all__ = [
     "Aggregate",
@@ -42,6 +43,7 @@ __all__ = [
     "q_limits",
     "reduced",
     "require_states",
+    "runs_triton",
     "single_network",
     "standard_normal",
     "swapped",

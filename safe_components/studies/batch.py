@@ -217,7 +217,7 @@ def _train_together(courses: Sequence[_Course], count: Callable[[], None]) -> No
                     noise.append(population.draw_noise())
             batches = (torch.stack(list(same)) for same in zip(*asked, strict=True))
             metrics = update(*batches, population.stack_noise(noise))
-        except Exception as error:
+        except Exception as error:  # a learner may raise anything; every member ends with it
             for course in active:
                 course.throw(error)
             continue

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from safe_components.estep import NewtonDualSolver, _newton_host, kkt_residual, newton
+from safe_components.ops import triton
 
 
 def random_points(m, count=300):
@@ -234,7 +235,7 @@ def test_the_kernels_compile_for_a_gpu(tmp_path):
 
 @pytest.mark.parametrize("installed", [False, True])
 def test_without_triton_or_cuda_the_tensor_version_is_used(installed, monkeypatch):
-    monkeypatch.setattr(newton, "_HAS_TRITON", installed)
+    monkeypatch.setattr(triton, "_INSTALLED", installed)
     q_reward, q_cost = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
     problem = q_reward, q_cost, torch.tensor(0.1).double(), torch.zeros(1).double()
     expected = NewtonDualSolver(fixed_iterations=10, fused=False)(*problem)

@@ -21,6 +21,7 @@ from safe_components.mstep import (
     log_likelihood,
     loss,
 )
+from safe_components.ops import triton
 from safe_components.policies import gaussian_policy
 from safe_components.training.graph import GraphedCall
 
@@ -254,7 +255,7 @@ def test_a_loss_with_the_kernel_is_recorded_and_repeated(likelihood, monkeypatch
 
 def test_without_triton_or_cuda_the_tensor_version_is_used(monkeypatch):
     for installed in (False, True):
-        monkeypatch.setattr(_fused, "_HAS_TRITON", installed)
+        monkeypatch.setattr(triton, "_INSTALLED", installed)
         assert not _fused.is_fusible(torch.empty(3, 2))
         assert _fused.is_fusible(torch.empty(3, 2, device=DEVICE)) == (installed and DEVICE == "cuda")
 
