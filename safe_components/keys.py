@@ -23,6 +23,8 @@ are its defaults.
 | ``("next", "step_count")`` | [B, 1] | steps of the episode so far | ``StepCounter`` | episode statistics |
 | ``budget_left`` | [B, m] | share of the cost limit | ``Saute`` | environment |
 | ``cost_limit`` | [B, m] | cost per episode | ``SampledLimit`` | environment, ``RangeControl`` |
+| ``episode_draw`` | [B, 1] | drawn from [0, 1) for each episode | ``TensorDictPrimer`` | acting policy |
+| ``deterministic`` | [B, 1] | bool: an episode without noise | acting policy | loop, multipliers |
 | ``steps_to_next_obs`` | [B] | steps | replay | critics |
 | ``index`` | [B] | position in the buffer | replay | prioritized replay |
 | ``_weight`` | [B] | importance weight; absent means 1 | prioritized replay | critics |
@@ -51,6 +53,9 @@ OBSERVATION = "observation"
 ACTION = "action"
 LOC = "loc"
 SCALE_TRIL = "scale_tril"
+
+EPISODE_DRAW = "episode_draw"
+DETERMINISTIC = "deterministic"
 
 REWARD = ("next", "reward")
 COST = ("next", "cost")

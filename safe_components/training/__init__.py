@@ -20,7 +20,7 @@ from safe_components.training.deploy import export_policy, load_policy, save_pol
 from safe_components.training.diagnosis import Diagnosis
 from safe_components.training.evaluation import evaluate
 from safe_components.training.execution import ExecutionConfig, GraphedUpdate, Training, execute, run_alone
-from safe_components.training.exploration import with_noise
+from safe_components.training.exploration import DeterministicEpisodes, with_noise
 from safe_components.training.graph import GraphedCall
 from safe_components.training.guards import require_finite
 from safe_components.training.interrupt import StopRequest, workers_ignore_interrupt
@@ -52,6 +52,7 @@ __all__ = [
     "CheckpointError",
     "Checkpoints",
     "CostControl",
+    "DeterministicEpisodes",
     "Diagnosis",
     "EnvConfig",
     "EpisodeStatistics",

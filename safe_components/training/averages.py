@@ -121,10 +121,13 @@ class EpisodeStatistics:
     Args:
         limits: limits on the cost of an episode, one per cost signal.
         suffixes: ends of the names of the costs, from `cost_suffixes`; None numbers them.
+        prefix: first part of the names of the means; see `episode_summary`.
     """
 
-    def __init__(self, limits: Sequence[float], suffixes: Sequence[str] | None = None) -> None:
-        self._limits, self._suffixes = tuple(limits), suffixes
+    def __init__(
+        self, limits: Sequence[float], suffixes: Sequence[str] | None = None, prefix: str = "episode"
+    ) -> None:
+        self._limits, self._suffixes, self._prefix = tuple(limits), suffixes, prefix
         self._ended = [torch.empty(0, 2 + len(self._limits))]
 
     def add(self, batch: TensorDictBase) -> torch.Tensor:
@@ -143,7 +146,7 @@ class EpisodeStatistics:
         return ended
 
     def pop(self) -> dict[str, float]:
-        """Return the :func:`episode_summary` of these episodes and their number, ``episodes``."""
+        """Return the :func:`episode_summary` of these episodes and their number, ``<prefix>s``."""
         summary = self.peek()
         self._ended = self._ended[:1]
         return summary
@@ -160,5 +163,5 @@ class EpisodeStatistics:
         """Return the summary of :meth:`pop` without beginning anew."""
         table = torch.cat(self._ended)
         ended = {"reward": table[:, 0], "cost": table[:, 1:-1], "length": table[:, -1]}
-        summary = episode_summary(ended, self._limits, suffixes=self._suffixes)
-        return summary | {"episodes": float(len(table))}
+        summary = episode_summary(ended, self._limits, self._prefix, self._suffixes)
+        return summary | {f"{self._prefix}s": float(len(table))}

@@ -67,6 +67,10 @@ class CostControl(nn.Module):
             episode_costs: costs of the episodes that ended in them ``[n, m]``, ``n >= 0``.
         """
         self.multiplier.set_cost_limits(self._target * cost_limit)
+        if keys.DETERMINISTIC in steps:  # the limits hold for these steps alone
+            steps = steps[steps[keys.DETERMINISTIC].squeeze(-1)]
+            if not len(steps):
+                return
         if self.running_cost is not None:
             self.multiplier.update(self.running_cost.update(steps))
         elif len(episode_costs):

@@ -15,6 +15,7 @@ from safe_components.collectors import OverlappedCollector, make_collector
 from safe_components.envs.base import ConstrainedEnv, StateError
 from safe_components.training.averages import Averages, EpisodeStatistics, episode_summary
 from safe_components.training.evaluation import evaluate
+from safe_components.training.exploration import DeterministicEpisodes
 from safe_components.training.guards import require_bounded_losses, require_finite
 from safe_components.training.interrupt import workers_ignore_interrupt
 from safe_components.training.options import CollectConfig, OffPolicyCollectConfig
@@ -50,7 +51,8 @@ class Loop:
         explore: policy that acts in training if ``policy`` has no noise of its own.
 
     Attributes:
-        episode_costs: undiscounted costs ``[n, m]`` of the ``n >= 0`` episodes that ended in the last batch.
+        episode_costs: undiscounted costs ``[n, m]`` of the ``n >= 0`` episodes that ended in the last batch;
+            with ``collect.deterministic_share``, of those without noise.
 
     Raises:
         ValueError: if a batch is shorter than a step, or if the environments cannot be divided among the
@@ -68,16 +70,19 @@ class Loop:
     ) -> None:
         self.run, self.task, self.policy = run, task, policy
         collect.validate(run.config)
+        self._acting = policy if explore is None else explore
         workers, pace = 0, 0.0
         if isinstance(collect, OffPolicyCollectConfig):
             workers, pace = collect.workers, collect.pace(run.config.env)
-        self._acting = policy if explore is None else explore
+            if collect.deterministic_share:
+                self._acting = DeterministicEpisodes(self._acting, collect.deterministic_share)
         copies = run.config.env.num_envs  # each takes the same number of steps
         steps = collect.frames_per_batch // run.config.env.steps_per_action
         self._frames_per_batch = -(-steps // copies) * copies
         self._collect, self._workers, self._updates_per_frame = collect, workers, pace
         self._averages = Averages(task.cost_suffixes)
         self._episodes = EpisodeStatistics(task.limits, task.cost_suffixes)
+        self._noiseless = EpisodeStatistics(task.limits, task.cost_suffixes, "deterministic_episode")
         self._since, self._owed = run.frames, 0.0
         self._largest = 0.0  # reward or cost of a step
         self.episode_costs = torch.empty(0, task.num_costs)
@@ -97,6 +102,7 @@ class Loop:
             "largest": self._largest,
             "averages": self._averages.state_dict(),
             "episodes": self._episodes.state_dict(),
+            "noiseless": self._noiseless.state_dict(),
             "collection": self._collection(),
         }
 
@@ -105,6 +111,7 @@ class Loop:
         self._owed, self._largest = state["owed"], state["largest"]
         self._averages.load_state_dict(state["averages"])
         self._episodes.load_state_dict(state["episodes"])
+        self._noiseless.load_state_dict(state["noiseless"])
         self._restored = state["collection"]
 
     def _collection(self) -> dict[str, Any] | None:
@@ -211,7 +218,11 @@ class Loop:
         signals = torch.cat([steps[keys.REWARD], steps[keys.COST]], -1)
         self._largest = max(self._largest, float(signals.abs().max()))
         ended = self._episodes.add(steps)
-        self.episode_costs = ended[:, 1:-1]
+        if keys.DETERMINISTIC in steps:
+            noiseless = self._noiseless.add(steps[steps[keys.DETERMINISTIC].squeeze(-1)])
+            self.episode_costs = noiseless[:, 1:-1]
+        else:
+            self.episode_costs = ended[:, 1:-1]
         self._record_episodes(steps, ended)
 
     def _record_episodes(self, steps: TensorDictBase, ended: torch.Tensor) -> None:
@@ -252,9 +263,12 @@ class Loop:
         if due or run.finished:
             learned = self._checked_averages()
             row = self._episodes.peek() | learned
+            if isinstance(self._acting, DeterministicEpisodes):
+                row |= self._noiseless.peek()
             if due:
                 self._averages.pop()
                 self._episodes.pop()
+                self._noiseless.pop()
             evaluates = run.due(settings.eval_interval, run.row_frames)
             if settings.eval_interval and (evaluates or run.finished):
                 row |= self._evaluate()

@@ -21,6 +21,7 @@ from torchrl.envs import (
     RenameTransform,
     RewardSum,
     StepCounter,
+    TensorDictPrimer,
     Transform,
     TransformedEnv,
 )
@@ -92,6 +93,8 @@ class Task:
                 "observations: leave one of them out"
             )
         written = self._eval_env.observation_spec.keys()
+        collect = getattr(config, "collect", None)
+        self._draws = bool(getattr(collect, "deterministic_share", 0.0))
         self._renames = encoder is not None and keys.OBSERVATION in written
         self._action_spec = self._eval_env.action_spec_unbatched
         if not isinstance(self._action_spec, Bounded | OneHot):  # MultiOneHot is a OneHot
@@ -187,13 +190,14 @@ class Task:
     def training_env(self, seed: int) -> EnvBase:
         """Make environments that scale observations, and sum reward, cost and steps over each episode."""
         transforms = [*self._inputs(self.env_device, training=True), self.norm]
-        return _training_env(self._make, transforms, self._settings | {"seed": seed})
+        return _training_env(self._make, transforms, self._settings | {"seed": seed}, self._draws)
 
     def worker_env(self, workers: int) -> Callable[[], EnvBase]:
         """Return a function that makes one worker's share of these environments, on the CPU, unseeded."""
         share = {"num_envs": self.config.env.num_envs // workers, "device": "cpu"}
         transforms = [*self._inputs("cpu", training=True), self.norm.clone().cpu()]
-        return functools.partial(_training_env, self._make, transforms, self._settings | share)
+        settings = self._settings | share
+        return functools.partial(_training_env, self._make, transforms, settings, self._draws)
 
     def with_inputs(self, env: EnvBase) -> EnvBase:
         """Return an environment that shows the cost budget as ``env.saute`` or ``env.limits`` ask for.
@@ -273,9 +277,12 @@ def _encoder(path: str, spec: Composite) -> Encoder:
 
 
 def _training_env(
-    make: Callable[..., EnvBase], transforms: list[Transform], settings: dict[str, Any]
+    make: Callable[..., EnvBase], transforms: list[Transform], settings: dict[str, Any], draws: bool
 ) -> EnvBase:
+    env = make(**settings)
     sums = RewardSum(in_keys=["reward", "cost"], out_keys=["episode_reward", "episode_cost"])
-    return TransformedEnv(
-        make(**settings), Compose(sums, StepCounter(), *(each.clone() for each in transforms))
-    )
+    added: list[Transform] = [sums, StepCounter()]
+    if draws:
+        draw = {keys.EPISODE_DRAW: Bounded(0.0, 1.0, shape=(1,), device=env.device)}
+        added.append(TensorDictPrimer(draw, random=True, expand_specs=True))
+    return TransformedEnv(env, Compose(*added, *(each.clone() for each in transforms)))
