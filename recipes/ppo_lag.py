@@ -26,13 +26,13 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch.distributions import kl_divergence
-from torchrl.modules import MLP, ValueOperator
+from torchrl.modules import ValueOperator
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.common import LossModule
 from torchrl.objectives.value import GAE
 
 from safe_components import keys
-from safe_components.critics import Copy
+from safe_components.critics import Copy, ValueNetwork
 from safe_components.lagrangian import FOCOPSLoss
 from safe_components.training import (
     CostControl,
@@ -45,6 +45,7 @@ from safe_components.training import (
     launch,
     options,
     require_memory,
+    value_units,
 )
 
 # Entries that the advantage estimation of the cost renames, with the prefix ``cost_``.
@@ -142,8 +143,7 @@ def make_policy(config: Config, task: Task) -> ProbabilisticTensorDictSequential
 
 def make_value(config: Config, task: Task, outputs: int, out_key: str) -> TensorDictModule:
     """Make a network that estimates the discounted sums ``[..., outputs]`` from an observation."""
-    sizes = {"num_cells": config.values.hidden_sizes, "activation_class": torch.nn.Tanh}
-    network = MLP(task.observation_dim, outputs, **sizes)
+    network = ValueNetwork(task.observation_dim, outputs, config.values.hidden_sizes)
     return ValueOperator(network, in_keys=[keys.OBSERVATION], out_keys=[out_key]).to(task.device)
 
 
@@ -222,6 +222,16 @@ class PPOLag(Learner):
         self.value_parameters = [*self.reward_value.parameters(), *self.cost_value.parameters()]
         self.value_optim = torch.optim.Adam(self.value_parameters, lr=config.values.lr)
 
+    def set_units(self, reward: torch.Tensor, cost: torch.Tensor) -> None:
+        """Set the units of the value networks, before any update."""
+        self.reward_value.module.set_unit(reward)
+        self.cost_value.module.set_unit(cost)
+
+    @property
+    def value_unit(self) -> torch.Tensor:
+        """The units of the reward's value and the costs' ``[1 + m]``."""
+        return torch.cat([self.reward_value.module.unit, self.cost_value.module.unit])
+
     def epochs(self, steps: TensorDictBase) -> Iterator[tuple[TensorDictBase, ...]]:
         """Yield the batches of each pass over steps ``[N, T]``, until the policy has moved too far."""
         price, in_spreads = steps[keys.COST].new_zeros(steps[keys.COST].shape[-1]), False
@@ -251,16 +261,18 @@ class PPOLag(Learner):
         loss_policy = torch.stack([out[name] for name in out if name.startswith("loss_")]).sum()
         error_reward = self.reward_value(batch)["state_value"] - batch["value_target"]
         error_cost = self.cost_value(batch)["cost_value"] - batch["cost_value_target"]
-        loss_reward, loss_cost = (error.square().mean(0).sum() for error in (error_reward, error_cost))
+        errors = torch.cat([error_reward, error_cost], -1)
+        loss_values = (errors / self.value_unit).square().mean(0).sum()
         self.policy_optim.zero_grad()
         self.value_optim.zero_grad()
-        (loss_policy + loss_reward + loss_cost).backward()
+        torch.autograd.backward(loss_policy + loss_values)
         longest = self.settings.max_grad_norm
         policy_norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), longest)
         torch.nn.utils.clip_grad_norm_(self.value_parameters, longest)
         self.policy_optim.step()
         self.value_optim.step()
         metrics = {"loss_policy": loss_policy, "policy_gradient": policy_norm}
+        loss_reward, loss_cost = (error.square().mean(0).sum() for error in (error_reward, error_cost))
         metrics |= {"loss_value_reward": loss_reward, "loss_value_cost": loss_cost}
         return metrics | {name: out[name] for name in SHOWN if name in out}
 
@@ -286,7 +298,8 @@ def main(config: Config) -> PPOLag:
     with Run(config, learner=learner, policy=learner.policy, norm=task.norm) as run:
         loop = Loop(run, task, learner.policy, config.collect)
         if run.frames == 0:
-            loop.warm_up()
+            gamma = config.advantage.gamma
+            learner.set_units(**value_units(loop.warm_up(), task.limits, gamma, task.episode_length))
         for steps in loop.collect():
             learner.observe(steps, loop.episode_costs, run.frames)
             anneal(learner.policy_optim, run.progress)

@@ -13,6 +13,7 @@ from safe_components.critics.q_ensemble import QEnsemble
 from safe_components.critics.target_smoothing import TargetSmoothing
 from safe_components.critics.targets import Copy, Polyak
 from safe_components.critics.td_loss import COST_SIGNAL, REWARD_SIGNAL, Signal, TDLoss
+from safe_components.critics.value_network import ValueNetwork
 
 __all__ = [
     "COST_SIGNAL",
@@ -28,6 +29,7 @@ __all__ = [
     "Signal",
     "TDLoss",
     "TargetSmoothing",
+    "ValueNetwork",
     "calibration",
     "calibration_moments",
     "n_step_transform",

@@ -85,6 +85,8 @@ class CostControl(nn.Module):
 class RangeControl(nn.Module):
     """Prices for a run in which each episode has a limit of its own (``env.limits``).
 
+    They hold the costs at a share of the limits, ``multiplier.target``, as the price of one limit does.
+
     Args:
         multiplier: settings of the price.
         config: configuration of the recipe, for its limits and environments.
@@ -106,6 +108,7 @@ class RangeControl(nn.Module):
         if not isinstance(multiplier, PriceConfig):
             raise ValueError("env.limits needs a price for each limit: use --multiplier price")
         low, high = ([end] * task.num_costs for end in config.env.limits)
+        self._target = multiplier.target
         frames = task.episode_length * config.env.steps_per_action
         self.prices = multiplier.make_range(low, high, frames_per_batch, frames)
 
@@ -117,7 +120,8 @@ class RangeControl(nn.Module):
     def observe(self, steps: TensorDictBase) -> None:
         """Move the prices by the episodes that ended in the new steps ``[N, T]``."""
         ended = steps[keys.DONE].squeeze(-1)
-        self.prices.update(steps["cost_limit"][ended], steps[keys.EPISODE_COST][ended])
+        # A cost at the target's share of its limit leaves the price as it is.
+        self.prices.update(steps["cost_limit"][ended], steps[keys.EPISODE_COST][ended] / self._target)
 
     def metrics(self) -> dict[str, torch.Tensor]:
         """Return ``lambda_capped`` and ``price``, means over the knots ``[m]``."""

@@ -5,6 +5,7 @@ import torch
 from tensordict import TensorDict
 
 import cvpo
+import ppo_lag
 import sac_lag
 import td3_lag
 from safe_components import keys
@@ -95,3 +96,32 @@ def test_an_actor_critic_takes_the_same_course_in_other_units(recipe, learner_ty
         torch.testing.assert_close(parameter, learner.policy.get_parameter(name), rtol=0, atol=1e-5)
     torch.testing.assert_close(measured["q_reward"] / reward_unit, metrics["q_reward"], rtol=1e-4, atol=0)
     torch.testing.assert_close(measured["q_cost"] / cost_unit, metrics["q_cost"], rtol=1e-4, atol=0)
+
+
+def ppo_course(reward_unit, cost_unit):
+    """Train PPO-Lag on the same random numbers; return the learner and its last metrics."""
+    limit = ["--cost-limit", str(LIMIT * cost_unit)]
+    config = parse_config(ppo_lag.Config, ["--env.id", "PointCircle", "--env.num-envs", "4", *limit])
+    task = Task(config)
+    learner = ppo_lag.PPOLag(config, task)
+    steps = random_steps(reward_unit, cost_unit)
+    learner.set_units(**value_units(steps, task.limits, config.advantage.gamma, task.episode_length))
+    torch.manual_seed(1)
+    for _ in range(2):
+        learner.observe(steps, cost_unit * torch.tensor([[40.0]]), 0)
+        for batches in learner.epochs(steps.clone()):
+            for batch in batches:
+                metrics = learner.update(batch)
+    return learner, metrics | learner.metrics()
+
+
+@pytest.mark.parametrize(("reward_unit", "cost_unit"), [(2.0**10, 2.0**-10), (2.0**-10, 2.0**10)])
+def test_ppo_takes_the_same_course_in_other_units(reward_unit, cost_unit):
+    learner, metrics = ppo_course(1.0, 1.0)
+    other, measured = ppo_course(reward_unit, cost_unit)
+    for name, parameter in other.policy.named_parameters():
+        torch.testing.assert_close(parameter, learner.policy.get_parameter(name), rtol=0, atol=1e-5)
+    for name, scale in [("loss_value_reward", reward_unit**2), ("loss_value_cost", cost_unit**2)]:
+        torch.testing.assert_close(measured[name] / scale, metrics[name], rtol=1e-4, atol=0)
+    ratio = cost_unit / reward_unit
+    torch.testing.assert_close(measured["lambda"] * ratio, metrics["lambda"], rtol=1e-4, atol=0)
