@@ -22,7 +22,8 @@ NUMBERS = ["nan", "inf", "-inf", "-1", "0", "1e30", str(10**18), str(10**40)]
 ZERO = {
     "run.seed", "run.eval_interval", "budget.cost_limit", "budget.start", "collect.updates_per_frame",
     "collect.workers", "collect.deterministic_share", "critics.cost_std", "critics.polyak",
-    "critics.warmup_updates", "reference.eps", "policy.polyak", "policy.exploration_std", "algorithm.smoothing_std", "algorithm.smoothing_clip",
+    "critics.warmup_updates", "reference.eps", "policy.polyak", "policy.exploration_std",
+    "algorithm.smoothing_std", "algorithm.smoothing_clip",
     "entropy.target", "advantage.gae_lambda", "update.kl_stop", "algorithm.entropy_coef",
     "multiplier.tolerance", "env.saute",
     *(f"{of}.{name}" for of in ("multiplier", "budget.feedback") for name in ("kp", "ki", "kd", "init")),
