@@ -10,10 +10,14 @@ import default_run
 import explanations
 import long_sentences
 import numpy as np
+import one_default
 import pytest
 import study_to_docs
 import torch
 import weak_spots
+import yaml
+
+from safe_components.training.config import LAYOUT
 
 HEAD = "frames,episodes,episode_reward,episode_cost,episode_violation_rate,eval_reward,eval_cost,entropy\n"
 ROWS = "100,2,1.23456789,30,0.5,,,1.5\n300,4,2.5,20,0.25,3,10,1.25\n"
@@ -95,6 +99,27 @@ def test_a_default_run_without_rows_is_explained(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["script"])
     with pytest.raises(SystemExit, match="name finished runs with --runs"):
         default_run.main()
+
+
+def test_a_run_with_the_defaults_is_kept_drawn_and_held_against_its_limit(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(one_default, "DATA", tmp_path / "data")
+    monkeypatch.setattr(one_default, "FIGURE", tmp_path / "figures" / "one.png")
+    run = tmp_path / "run"
+    run.mkdir()
+    settings = {"env": {"id": "SafetyCarRun-v0"}, "run": {"seed": 20}, "budget": {"cost_limit": [10.0]}}
+    written = {"recipe": "cvpo", "layout": LAYOUT, "config": settings, "versions": {}}
+    (run / "config.yaml").write_text(yaml.safe_dump(written))
+    rows = ["300,60,2,100,9,,,,", "930,90,1,500,8,,,,", "1000,120,3,540,12,530,9,550,1"]
+    (run / "metrics.csv").write_text("\n".join([",".join(one_default.COLUMNS), *rows]) + "\n")
+    for flags in (["--runs", str(run)], []):  # the second time from the rows that are kept
+        monkeypatch.setattr(sys, "argv", ["script", *flags])
+        one_default.main()
+        # Episodes weigh alike: (500 + 3 * 540) / 4 and (8 + 3 * 12) / 4.
+        last = (
+            "| SafetyCarRun-v0 | 10 | cvpo | 20 | 1,000 | 530.0 / **11.0** | 530.0 / 9.0 | 550.0 / 1.0 | 2 |"
+        )
+        assert capsys.readouterr().out.splitlines()[-1] == last
+    assert (tmp_path / "figures" / "one.png").stat().st_size > 10_000
 
 
 def test_baselines_are_drawn_beside_cvpo_and_limits_are_averaged(tmp_path, monkeypatch, capsys):
