@@ -1,5 +1,5 @@
-# Targets: make cvpo (install and train), make test, make test-slow, make test-oldest, make coverage,
-# make mutation, make lint, make docs, make wheel-test, make bench-learner, make clean.
+# Targets: make cvpo (install and train), make test, make test-slow, make test-oldest, make test-simulators,
+# make coverage, make mutation, make lint, make docs, make wheel-test, make bench-learner, make clean.
 PYTHON ?= python3
 VENV ?= .venv
 # Another index for torch, e.g. https://download.pytorch.org/whl/cpu or .../whl/cu130
@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
 
-.PHONY: install install-dev install-docs cvpo test test-slow test-oldest coverage mutation lint docs wheel-test bench-learner bench-peers clean
+.PHONY: install install-dev install-docs cvpo test test-slow test-oldest test-simulators coverage mutation lint docs wheel-test bench-learner bench-peers clean
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -45,6 +45,13 @@ test-slow: install-dev
 # The same tests on the oldest versions that pyproject.toml allows, in an environment of their own.
 test-oldest:
 	PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) .ci/test-oldest $(ARGS)
+
+# The tests of Brax and CRAX, with JAX on the CPU. Both are installed beside the rest. Takes half an hour.
+test-simulators: install-dev
+	$(PIP) --editable ".[brax]"
+	$(PIP) --no-deps crax-bench==0.1.0
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 -m "slow or not slow" tests/envs/test_gpu_simulator.py \
+		tests/envs/test_jax_batch.py tests/laws/test_environments.py $(ARGS)
 
 # Lines and branches that the tests reach, the slow ones too, also in the processes that they start:
 # docs/testing.md. Takes about twice as long as both.

@@ -50,7 +50,8 @@ def problem(states: int, particles: int, costs: int, seed: int, device: str) -> 
 
 def published(q_reward: Tensor, q_cost: Tensor, limits: Tensor) -> tuple[NDArray[np.float64], int]:
     """Solve as the authors' E-step does: no check, no recovery, and gradients by SciPy's differences."""
-    reward, cost, limit = q_reward.cpu().numpy(), q_cost.cpu().numpy(), limits.cpu().numpy()
+    # In float64: the differences are smaller than the rounding of float32, which NumPy 1 would keep.
+    reward, cost, limit = (x.double().cpu().numpy() for x in (q_reward, q_cost, limits))
 
     def dual(x: NDArray[np.float64]) -> float:
         combined = reward - (cost[..., 0] * x[1] if cost.shape[-1] == 1 else cost @ x[1:])

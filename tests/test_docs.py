@@ -12,6 +12,7 @@ import torch
 import tyro
 import yaml
 
+import cvpo
 import evaluate
 import study
 from safe_components import cli
@@ -185,3 +186,20 @@ def test_options_in_running_text_exist(page):  # the changelog names old ones, t
             flag = re.sub(r"(--|\.)no-", r"\1", flag)
             assert flag in known or flag in ("--deps", "--editable"), span
             assert ":" in span or not known.get(flag) or value in ("", *known[flag]), span
+
+
+def test_the_settings_for_thousands_of_copies_follow_from_their_number(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    (words,) = [words for words in commands(ROOT / "docs" / "gpu.md") if "--replay.window" in words]
+    config = parse_config(cvpo.Config, words[2:])
+    copies, frames = config.env.num_envs, config.env.num_envs * config.env.steps_per_action
+    found = {
+        "frames in a batch": config.collect.frames_per_batch,
+        "updates in a batch": config.collect.frames_per_batch * config.collect.updates_per_frame,
+        "warm-up": config.collect.warmup_frames,
+        "rows of a batch": config.replay.batch_size,
+        "window": config.replay.window,
+        "buffer": config.replay.size,
+    }
+    rules = [8 * frames, 32, 32 * frames, copies / 4, 50 * frames, 1000 * frames]
+    assert found == pytest.approx(dict(zip(found, rules, strict=True)), rel=0.05)

@@ -120,8 +120,11 @@ def run(*words, **settings):
     return done.stdout
 
 
+LEVELS = [env_id + level for env_id in CRAX_TASKS for level in ("", "_level_2", "_level_3")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("env_id", [*BRAX_TASKS, *CRAX_TASKS])
+@pytest.mark.parametrize("env_id", [*BRAX_TASKS, *LEVELS])
 def test_battery(env_id):
     if missing(env_id):
         pytest.skip(f"{env_id} is not installed: {missing(env_id)}")
