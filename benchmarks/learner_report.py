@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from statistics import median, quantiles
+from textwrap import wrap
 from typing import Any
 
 from learner_gemm import Product, flops
@@ -88,31 +89,34 @@ def into_page(page: str, rows: Iterable[dict[str, Any]]) -> str:
     return f"{before}{start}{chr(10).join(map(show, rows))}\n{end}{after}"
 
 
-def describe(sizes: dict[str, Any]) -> str:
-    """Format the sizes in a line."""
-    hidden = "×".join(str(width) for width in sizes["hidden_sizes"])
-    return (
-        f"{sizes['states']} states, {sizes['particles']} particles, {sizes['m_iterations']} M-iteration(s), "
-        f"{hidden}, {sizes['reward_critics']} reward and {sizes['cost_critics']} cost critic(s)"
-    )
+def describe(row: dict[str, Any]) -> list[str]:
+    """Format the sizes of both sides and the state of the E-step as a table."""
+    fsrl, metrics = row["fsrl"], row["metrics"]
+    sides = [row["ours"]] + ([] if fsrl is None else [fsrl["sizes"]])
+    cells = {
+        name: [str(side[name.lower().replace("-", "_")]) for side in sides]
+        for name in ("states", "particles", "M-iterations")
+    }
+    cells["layers"] = ["×".join(map(str, side["hidden_sizes"])) for side in sides]
+    cells["critics, reward and cost"] = [
+        f"{side['reward_critics']} and {side['cost_critics']}" for side in sides
+    ]
+    executed = [row["executed_flops"]] + ([] if fsrl is None else [fsrl["flops"]])
+    cells["GFLOP executed"] = [f"{count / 1e9:.2f}" for count in executed]
+    cells["GFLOP needed"] = [f"{row['flops'] / 1e9:.2f}", ""]
+    cells["E-step's λ"] = [f"{metrics['lambda']:.3g}", ""]
+    cells["E-step's KKT residual"] = [f"{metrics['estep_residual']:.1e}", ""]
+    cells["feasible updates"] = [f"{100 * metrics['feasible']:.0f} %", ""]
+    head = ["| | ours |", "|---|---:|"] if fsrl is None else ["| | ours | FSRL |", "|---|---:|---:|"]
+    return head + [f"| {name} | " + " | ".join(values[: len(sides)]) + " |" for name, values in cells.items()]
 
 
 def show(row: dict[str, Any]) -> str:
     """Format a row of the benchmark and its phases as Markdown."""
-    fsrl = row["fsrl"]
-    lines = [
-        f"\n### {row['name']}\n",
-        f"- Ours: {describe(row['ours'])}; {row['flops'] / 1e9:.2f} GFLOP needed, "
-        f"{row['executed_flops'] / 1e9:.2f} executed",
-    ]
-    if fsrl is not None:
-        lines.append(f"- FSRL: {describe(fsrl['sizes'])}; {fsrl['flops'] / 1e9:.2f} GFLOP executed")
-    metrics, measured = row["metrics"], dict(row["measured"])
-    lines.append(
-        f"- E-step: λ {metrics['lambda']:.3g}, KKT residual {metrics['estep_residual']:.1e}, feasible in "
-        f"{100 * metrics['feasible']:.0f} % of the updates"
-    )
-    lines.append(f"- Measured by `{measured.pop('command')}`: {_facts(measured)}\n")
+    measured = dict(row["measured"])
+    command = f"    {measured.pop('command')}"
+    facts = wrap(_facts(measured), 100, initial_indent="    # ", subsequent_indent="    # ")
+    lines = [f"\n### {row['name']}\n", command, *facts, "", *describe(row), ""]
     lines += [
         "| threads | updates/s | GFLOP/s | products alone, GFLOP/s | share of that limit "
         "| peak, GFLOP/s | FSRL, updates/s | × FSRL | × one thread |",

@@ -17,7 +17,7 @@ def default_frame_skip(env_id: str) -> int:
     It is 8 for the Point, Car and Racecar tasks of Safety-Gymnasium, and 1 for all other tasks. A step of
     these tasks takes 0.02 s, in which an action changes hardly anything: the differences between the values
     of two actions drown in the error of the critics. Held for 0.16 s, it changes what the robot does, and an
-    episode has an eighth of the decisions. docs/environments.md has the measurement.
+    episode has an eighth of the decisions. docs/notebook/defaults.md has the measurement.
 
     Args:
         env_id: see `make_env`.

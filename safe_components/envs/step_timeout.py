@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
 import signal
@@ -79,12 +80,17 @@ class _Timer:
             self._interval = seconds
             signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
 
-    def _look(self, signum: int, frame: FrameType | None) -> None:
-        results, now = self.results, time.monotonic()
-        if results is None:
+    def stop(self) -> None:
+        """Stop the timer, which would otherwise end a process that takes its time to exit."""
+        if self._interval < math.inf:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
             signal.signal(signal.SIGALRM, self._handler)
             self._reset()
+
+    def _look(self, signum: int, frame: FrameType | None) -> None:
+        results, now = self.results, time.monotonic()
+        if results is None:
+            self.stop()
         elif results is not self._seen[0] or len(results) != self._seen[1]:
             self._seen, self._since = (results, len(results)), now
         elif now - self._since > 0.9 * self._seconds:
@@ -92,5 +98,6 @@ class _Timer:
 
 
 _TIMER = _Timer()
+atexit.register(_TIMER.stop)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_TIMER._reset)  # a child does not inherit the timer

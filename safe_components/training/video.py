@@ -55,25 +55,30 @@ def record_video(
     Raises:
         ValueError: if the environment cannot be rendered here.
     """
-    env = wrap(_rendered_env(config, seed))
+    env = wrap(rendered_env(config, seed))
     try:
         return _write(_frames(policy, env, episodes, torch.device(device)), stem)
     finally:
         env.close()
 
 
-def _rendered_env(config: EnvConfig, seed: int) -> EnvBase:
+def rendered_env(config: EnvConfig, seed: int, size: int = _SIZE) -> EnvBase:
+    """Make one seeded copy of an environment whose ``render`` returns a picture of about ``size`` pixels.
+
+    Raises:
+        ValueError: if the environment cannot be rendered here.
+    """
     settings = config.arguments | {"num_envs": 1, "num_workers": 1, "seed": seed}
     env_id = settings.pop("id")
     settings["render_mode"] = "rgb_array"
     if env_id.startswith("Safety") and env_id in safety_gymnasium_ids():
         # A camera that shows obstacles and goals; the default camera is on the robot.
         camera = "track" if "Velocity" in env_id else "fixedfar"
-        settings |= {"camera_name": camera, "width": _SIZE, "height": _SIZE}
+        settings |= {"camera_name": camera, "width": size, "height": size}
     try:
         env = make_env(env_id, **settings)
         env.reset()
-        _picture(env)
+        picture_of(env)
     except Exception as error:  # a simulator or its graphics driver may raise any exception
         raise ValueError(
             f"{env_id} cannot be rendered here ({type(error).__name__}: {error}); it must offer "
@@ -99,11 +104,12 @@ def _frames(
             steps, reward, costs = steps + 1, reward + float(step["reward"]), costs + step["cost"]
             said = ", ".join(f"{cost:g}" for cost in costs.tolist())
             text = f"episode {episode + 1}   step {steps}\nreward {reward:.1f}   cost {said}"
-            yield _captioned(_picture(env), text)
+            yield _captioned(picture_of(env), text)
             state, done = step.exclude("reward", "cost"), bool(step["done"])
 
 
-def _picture(env: EnvBase) -> Image.Image:
+def picture_of(env: EnvBase) -> Image.Image:
+    """Return what the environment renders now; TypeError if that is not a picture."""
     picture = env.render()
     if not isinstance(picture, np.ndarray) or picture.ndim != 3 or picture.dtype != np.uint8:
         raise TypeError(f"render() gave {type(picture).__name__}, not a picture [height, width, 3]")

@@ -171,7 +171,7 @@ def test_without_the_peers_it_names_the_command_and_goes_on(tmp_path, capsys):
     page = tmp_path / "page.md"
     page.write_text("Before.\n<!-- figures -->\nold\n<!-- /figures -->\nAfter.\n")
     main(["--given", str(file), "--page", str(page)])
-    head = "Before.\n<!-- figures -->\n\n### 1. equal work\n\n- Ours: 8 states, "
+    head = "Before.\n<!-- figures -->\n\n### 1. equal work\n\n    python benchmarks/learner.py "
     assert page.read_text().startswith(head)
     assert f"python benchmarks/learner.py {' '.join(FLAGS)}" in page.read_text()
     assert page.read_text().endswith("|\n<!-- /figures -->\nAfter.\n")

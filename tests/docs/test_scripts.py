@@ -7,7 +7,9 @@ import sys
 import baselines
 import columns
 import default_run
+import defaults
 import explanations
+import films
 import long_sentences
 import numpy as np
 import one_default
@@ -160,6 +162,33 @@ def test_the_pictures_of_the_explanation_are_drawn(tmp_path, monkeypatch):
 def test_the_estep_of_the_picture_keeps_its_limit():
     weight = explanations.weights(torch.tensor([0.0, 1.0]), torch.tensor([[0.0], [1.0]]), 1.0, [0.25])
     assert torch.allclose(weight, torch.tensor([0.75, 0.25]), atol=1e-4)
+
+
+def test_the_front_page_shows_the_films_with_their_numbers():
+    rows = list(csv.DictReader((long_sentences.DOCS / "data" / "films.csv").open()))
+    assert films.table(rows) in (long_sentences.DOCS.parent / "README.md").read_text()
+    folder = long_sentences.DOCS / "figures" / "films"
+    assert {f"{row['name']}.webp" for row in rows} == {path.name for path in folder.iterdir()}
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 3_000_000
+
+
+def test_the_page_of_the_options_holds_the_defaults_of_the_source():
+    assert defaults.PAGE.read_text().endswith(defaults.tables()), "run docs/scripts/defaults.py"
+
+
+def test_every_option_has_a_meaning_and_differing_defaults_differ():
+    for name in defaults.RECIPES:
+        rows = list(defaults.options(defaults.load_recipe(defaults.recipe_file(name)).Config()))
+        assert [flag for flag, _, _, meaning in rows if not meaning] == []
+    rows = defaults.differing()
+    assert (
+        "`--policy.covariance` (gaussian)",
+        "cvpo",
+        "diagonal",
+        "`gaussian_policy(covariance)`",
+        "full",
+    ) in rows
+    assert all(row[2] != row[4] for row in rows)
 
 
 def test_long_sentences_are_found_in_prose_alone(tmp_path):

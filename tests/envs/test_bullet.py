@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from safe_components.envs import make_env
+from safe_components.envs.bullet import make_bullet
 from safe_components.envs.random_state import OwnRandomState
 
 
@@ -41,6 +42,19 @@ def test_own_random_state_repeats_and_leaves_the_global_generators_alone():
         np.testing.assert_array_equal(episodes[-1], episodes[0])
     assert len(np.unique(episodes[0][:, 0])) == 3
     assert (np.random.rand(), random.random()) == expected
+
+
+def test_bullet_is_rendered_as_gymnasium_calls_it(monkeypatch):
+    class Package(gymnasium.Env):
+        def render(self, mode="human"):  # the package's signature
+            return np.zeros((2, 3, 3), np.uint8) if mode == "rgb_array" else np.array([])
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(importlib, "import_module", lambda name: name)
+    monkeypatch.setattr(gymnasium, "make", lambda *words, **options: Package())
+    assert make_bullet("SafetyCarRun-v0", render_mode="rgb_array").render().shape == (2, 3, 3)
+    with pytest.raises(ValueError, match="render_mode must be None or 'rgb_array', got 'human'"):
+        make_bullet("SafetyCarRun-v0", render_mode="human")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("bullet_safety_gym") is not None, reason="bullet is installed")

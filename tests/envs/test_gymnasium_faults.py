@@ -3,7 +3,10 @@
 import functools
 import pickle
 import random
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -13,7 +16,7 @@ from cost_envs import Corridor, SixValues
 from gymnasium import spaces
 from tensordict import TensorDict
 
-from safe_components.envs import EnvironmentFailure, GymnasiumBatch
+from safe_components.envs import EnvironmentFailure, GymnasiumBatch, step_timeout
 from safe_components.envs.gymnasium_spaces import ObservationReader
 
 
@@ -168,6 +171,25 @@ def test_many_slow_copies_do_not_hang():
 
     env = GymnasiumBatch(Slow, num_envs=6, step_timeout=0.1)
     assert env.rollout(2).shape == (6, 2)
+
+
+def test_the_timer_does_not_end_a_process_that_exits_slowly():
+    file = Path(step_timeout.__file__)
+    program = f"""
+import importlib.util, time
+spec = importlib.util.spec_from_file_location("alone", {str(file)!r})
+alone = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(alone)
+
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(0.3)
+
+slow = Slow()
+with alone.Watched(0.1) as results:
+    results.append(1)
+"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
 class Counter(gymnasium.Env):

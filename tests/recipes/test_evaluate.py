@@ -9,6 +9,7 @@ import sys
 import types
 from pathlib import Path
 
+import films
 import gymnasium
 import numpy as np
 import pytest
@@ -200,6 +201,15 @@ def test_point_circle_is_drawn(run_dir, gif, capsys):
     assert 60 < len(frames) <= 100  # two episodes of 50 steps; a GIF joins frames that are equal
     assert frames[0].size == (320, 320)
     assert ImageChops.difference(frames[0], frames[40]).getbbox() is not None
+
+
+def test_a_film_of_the_front_page_has_the_numbers_of_its_episode(run_dir):
+    pictures, said = films.film(run_dir, seed=0, every=5, steps=20, zoom=1.5)
+    evaluate.run([str(run_dir), "--episodes", "1", "--seed", "0", "--actions", "mean"])
+    row = rows_of(run_dir)[-1]
+    assert [picture.size for picture in pictures] == [(films.SIZE, films.SIZE)] * 4
+    assert said["reward"] == f"{float(row['reward']):.1f}"
+    assert (said["cost"], said["steps"]) == (f"{float(row['cost']):g}", int(row["length"]))
 
 
 class Painted(gymnasium.Env):
