@@ -223,6 +223,13 @@ def test_the_numbers_of_the_results_stand_in_tables():
     assert sum(map(long_sentences.digits, pages)) <= 259  # a tenth of when they were one page of prose
 
 
+def test_the_numbers_of_the_guide_stand_in_tables():
+    names = ["performance", "environments", "own_task", "ablations", "baselines", "where_time_goes"]
+    names += ["diagnosis", "estep", "mstep", "cost_budget", "lagrangian"]
+    pages = [long_sentences.DOCS / f"{name}.md" for name in names]
+    assert sum(map(long_sentences.digits, pages)) <= 108  # a tenth of when they stood in sentences
+
+
 @pytest.mark.parametrize("page", sorted(set(RESULTS.glob("*.md")) - {RESULTS / "index.md"}), ids=name_of)
 def test_the_page_of_a_task_has_one_table_one_figure_and_at_most_five_sentences(page):
     text = page.read_text()
