@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--zoom", type=float, default=1.0, help="enlarge the middle of the picture")
     given = parser.parse_args()
     path = DOCS / "data" / "films.csv"
-    rows = list(csv.DictReader(path.open())) if path.exists() else []
+    rows = list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
     if given.run:
         pictures, row = film(given.run, given.seed, given.every, given.steps, given.zoom)
         shown = f"{min(given.steps, row['steps'])} steps, every {given.every}"
