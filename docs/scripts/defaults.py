@@ -121,9 +121,10 @@ def merged(rows: Iterable[Row]) -> list[tuple[str, ...]]:
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Return a table in Markdown."""
+    """Return a table in Markdown, in which ``<name>`` is no tag."""
     lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    cells = [[re.sub(r"([|<])", r"\\\1", cell) for cell in line] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
 def differing() -> list[tuple[str, ...]]:
