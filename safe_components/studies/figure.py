@@ -39,8 +39,8 @@ def over_seeds(runs: Sequence[Metrics], name: str) -> tuple[np.ndarray, np.ndarr
     Example:
         >>> runs = [{"frames": np.array([0.0, 10.0]), "x": np.array([0.0, y])} for y in (1.0, 2.0, 6.0)]
         >>> frames, mean, low, high = over_seeds(runs, "x")
-        >>> frames[-1], mean[-1], low[-1], high[-1]
-        (np.float64(10.0), np.float64(3.0), np.float64(1.5), np.float64(4.0))
+        >>> [float(x[-1]) for x in (frames, mean, low, high)]
+        [10.0, 3.0, 1.5, 4.0]
     """
     lines = []
     for run in runs:

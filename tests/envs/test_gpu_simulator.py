@@ -55,10 +55,10 @@ class Robot:
     [(False, [0, 1, 0, 0]), (True, [1, 1, 1, 0])],
 )
 def test_cost_is_1_while_the_speed_is_above_the_limit(planar, costs):
-    env = SpeedLimit(Robot(), 2.0, planar)
+    env = SpeedLimit(Robot(), 2.5, planar)
     first = env.reset(None)
     assert (first.info["own"], first.info["cost"]) == (1, 0)
-    motions = [(1.9, 1.9), (2.1, 0.0), (-2.1, 0.0), (1.2, 1.6)]
+    motions = [(2.4, 2.4), (2.6, 0.0), (-2.6, 0.0), (1.5, 2.0)]  # the last at the limit, without rounding
     found = [env.step(first, motion).info["cost"] for motion in motions]
     assert [*map(float, found)] == costs
     assert found[0].dtype == np.float32

@@ -356,10 +356,10 @@ def test_a_policy_of_ones_own_needs_the_file_of_its_builder(tmp_path, monkeypatc
         + "def _replaced"
         + tail
     )
-    directory = trained(load_recipe(own), tmp_path / "run")
+    # Not remembered, so that evaluation executes the file; the other recipes must stay the ones they are.
+    directory = trained(load_recipe.__wrapped__(own), tmp_path / "run")
     monkeypatch.delitem(registry._BUILDERS, "my_policy")
     fails("no policy builder 'my_policy' is registered", directory)
-    load_recipe.cache_clear()
     evaluate.run([str(directory), "--episodes", "2", "--recipe", str(own)])
     assert len(rows_of(directory)) == 4
     fails("nowhere.py: no such file", directory, "--recipe", "nowhere.py")
