@@ -20,13 +20,13 @@ class Task(NamedTuple):
     planar: bool = False
 
 
-# The limits and what they apply to are those of Safety-Gymnasium's Safety...Velocity-v1.
+# The limits and what they apply to are those of Safety-Gymnasium's Safety...Velocity-v1. The swimmer is left
+# out: Brax 0.14.2 has it with the generalized physics alone, whose fluid fails with JAX 0.10.
 BRAX_TASKS = {
     "brax/SafetyAntVelocity": Task("ant", 2.6222, planar=True),
     "brax/SafetyHalfCheetahVelocity": Task("halfcheetah", 3.2096),
     "brax/SafetyHopperVelocity": Task("hopper", 0.7402),
     "brax/SafetyHumanoidVelocity": Task("humanoid", 1.4149, planar=True),
-    "brax/SafetySwimmerVelocity": Task("swimmer", 0.2282),
     "brax/SafetyWalker2dVelocity": Task("walker2d", 2.3415),
 }
 

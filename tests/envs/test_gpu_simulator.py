@@ -25,8 +25,7 @@ def test_speed_limits_are_those_of_safety_gymnasium(env_id):
     env.reset(seed=0)
     *_, info = env.step(env.action_space.sample())
     env.close()
-    # Bodies that move in the plane report both components; of these, the swimmer is judged by one.
-    assert task.planar == ("y_velocity" in info and "Swimmer" not in env_id)
+    assert task.planar == ("y_velocity" in info)  # bodies that move in the plane report both components
 
 
 class State:
@@ -69,6 +68,7 @@ def test_cost_is_1_while_the_speed_is_above_the_limit(planar, costs):
     [
         ("brax/ant", {}, "unknown environment 'brax/ant': there are brax/SafetyAntVelocity, .* JaxBatch"),
         ("brax/SafetyAntVelocity_level_2", {}, "unknown environment"),
+        ("brax/SafetySwimmerVelocity", {}, "unknown environment"),
         ("crax/ant", {}, "unknown environment 'crax/ant': there are crax/safe_goal_point, .* JaxBatch"),
         ("crax/safe_goal_point_level_4", {}, "unknown environment"),
         ("brax/SafetyAntVelocity", {"num_envs": 4, "num_workers": 2}, "num_workers must be 1 .*, got 2"),
@@ -84,7 +84,7 @@ def test_what_is_refused(env_id, options, message):
     ("env_id", "package", "command"),
     [
         ("brax/SafetyHopperVelocity", "brax", r'pip install "brax>=0.14" "mujoco-mjx>=3.3,<3.5"'),
-        ("brax/SafetySwimmerVelocity", "mujoco.mjx", r'pip install "brax>=0.14" "mujoco-mjx>=3.3,<3.5"'),
+        ("brax/SafetyWalker2dVelocity", "mujoco.mjx", r'pip install "brax>=0.14" "mujoco-mjx>=3.3,<3.5"'),
         ("crax/safe_circle_point_level_3", "crax.envs", "pip install --no-deps crax-bench==0.1.0"),
     ],
 )
