@@ -96,12 +96,12 @@ def draw(runs: list[Trained], path: Path) -> None:
             some = run.rows["episodes"] > 0
             for axis, name in zip(axes[:, column], ("reward", "cost"), strict=True):
                 frames, values = run.rows["frames"][some], run.rows[f"episode_{name}"][some]
-                axis.plot(frames, values, label=f"{run.recipe}, seed {run.seed}")
+                axis.plot(frames / 1000, values, label=f"{run.recipe}, seed {run.seed}")
                 axis.grid(alpha=0.3)
         cost = axes[1, column]
         cost.axhline(run.limit, color="black", linestyle="--", linewidth=1.2)
         cost.set_ylim(0, 6 * run.limit)
-        cost.set_xlabel("environment frames")
+        cost.set_xlabel("thousand frames")
         axes[0, column].set_title(task.removeprefix("Safety"), fontsize=10)
         axes[0, column].legend(fontsize=7)
     axes[0, 0].set_ylabel("episode reward")
