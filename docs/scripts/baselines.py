@@ -20,6 +20,7 @@ import numpy as np
 from columns import DOCS, write_columns
 
 from safe_components.studies.figure import plot_comparison
+from safe_components.studies.statistics import episode_mean, last_frames
 from safe_components.training import read_metrics
 
 LIMIT = 25.0
@@ -42,11 +43,9 @@ def read_rows(path: Path) -> Runs:
 
 def late(run: dict[str, np.ndarray]) -> str:
     """Format reward and cost of the last tenth of the frames, and the share of episodes over the limit."""
-    last, weights = run["frames"] > 0.9 * run["frames"][-1], run["episodes"]
-    reward, cost = (
-        np.average(run[name][last], weights=weights[last]) for name in ("episode_reward", "episode_cost")
-    )
-    over = np.average(run["episode_violation_rate"], weights=weights)
+    last, episodes = last_frames(run["frames"]), run["episodes"]
+    reward, cost = (episode_mean(run[f"episode_{name}"][last], episodes[last]) for name in ("reward", "cost"))
+    over = episode_mean(run["episode_violation_rate"], episodes)
     return f"{reward:.0f} / {cost:.0f} ({100 * over:.0f} %)"
 
 

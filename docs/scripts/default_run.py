@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from columns import DOCS
 
+from safe_components.studies.statistics import episode_mean
 from safe_components.training import plot_curves, read_metrics
 
 DATA = DOCS / "data" / "cvpo_point_circle"
@@ -29,7 +30,7 @@ def row(path: Path) -> str:
     late = run["frames"] > run["frames"][-1] - LAST
 
     def mean(name: str, chosen: np.ndarray | slice = slice(None)) -> float:
-        return float(np.average(run[name][chosen], weights=run["episodes"][chosen]))
+        return episode_mean(run[name][chosen], run["episodes"][chosen])
 
     numbers = [
         f"{run['episode_reward'][0]:.1f} / {run['episode_cost'][0]:.0f}",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import itertools
 import re
@@ -61,19 +62,19 @@ PARTS: list[tuple[str, str, Callable[..., Any], dict[str, str]]] = [
 ]
 
 
-def meaning_of(group: type, name: str) -> str:
-    """Return the text below a field in the source of its class, or of a base class."""
-    for kind in group.__mro__:
-        if not dataclasses.is_dataclass(kind):
-            continue
+@functools.cache
+def meanings(group: type) -> dict[str, str]:
+    """Return the text below each field in the source of a dataclass, and of its base classes."""
+    found: dict[str, str] = {}
+    for kind in filter(dataclasses.is_dataclass, reversed(group.__mro__)):
         (body,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
         lines = body.body  # type: ignore[attr-defined]  # a class
         for field, text in itertools.pairwise(lines):
-            if isinstance(field, ast.AnnAssign) and ast.unparse(field.target) == name:
+            if isinstance(field, ast.AnnAssign):
                 said = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-                said_there = str(text.value.value) if said else ""  # type: ignore[attr-defined]
-                return " ".join(said_there.replace("``", "`").split())
-    return ""
+                said_there = str(text.value.value) if said else ""  # type: ignore[attr-defined]  # an ast.Expr
+                found[ast.unparse(field.target)] = " ".join(said_there.replace("``", "`").split())
+    return found
 
 
 def words(value: Any) -> str:
@@ -91,22 +92,23 @@ def words(value: Any) -> str:
 
 def options(group: Any, prefix: str = "", choice: str = "") -> Iterator[Row]:
     """Yield the options of a group, and of the alternatives of its exclusive choices."""
-    for field in dataclasses.fields(group):
-        path, value = f"{prefix}{field.name}", getattr(group, field.name)
+    for name, hint, value in fields(group):
+        if "." in name:  # of a group below, which follows with its own choice
+            continue
+        path = f"{prefix}{name}"
         flag = "--" + flag_of(path).replace("_", "-")
-        hint = next(hint for name, hint, _ in fields(group) if name == field.name)
         if choices := choices_of(hint):
-            names = ", ".join(f"`{name}`" for name in choices if name != "own")
+            names = ", ".join(f"`{each}`" for each in choices if each != "own")
             kind = (type(value).__doc__ or "").split("\n")[0] if value is not None else ""
             yield flag, choice, name_of(choices, value), f"{names}. {kind}".strip()
-            for name, alternative in choices.items():
+            for kind_name, alternative in choices.items():
                 if alternative is not None:
                     chosen = value if type(value) is alternative else alternative()
-                    yield from options(chosen, f"{path}.", name)
+                    yield from options(chosen, f"{path}.", kind_name)
         elif dataclasses.is_dataclass(value):
             yield from options(value, f"{path}.", choice)
         else:
-            yield flag, choice, words(value), meaning_of(type(group), field.name)
+            yield flag, choice, words(value), meanings(type(group)).get(name, "")
 
 
 def merged(rows: Iterable[Row]) -> list[tuple[str, ...]]:

@@ -18,6 +18,7 @@ from columns import DOCS, write_columns
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from safe_components.studies.statistics import episode_mean, last_frames
 from safe_components.training import read_metrics
 from safe_components.training.config import read_run
 from safe_components.training.curves import Metrics
@@ -41,12 +42,9 @@ class Trained:
 
     def last_tenth(self) -> tuple[float, float]:
         """Return the mean reward and cost of the episodes in the last tenth of the frames."""
-        frames = self.rows["frames"]
-        late = (frames > 0.9 * frames[-1]) & (self.rows["episodes"] > 0)
-        weights = self.rows["episodes"][late]
-        means = (np.average(self.rows[name][late], weights=weights) for name in COLUMNS[3:5])
-        reward, cost = map(float, means)
-        return reward, cost
+        late, episodes = last_frames(self.rows["frames"]), self.rows["episodes"]
+        reward, cost = (self.rows[name][late] for name in ("episode_reward", "episode_cost"))
+        return episode_mean(reward, episodes[late]), episode_mean(cost, episodes[late])
 
     def line(self) -> str:
         """Format the row of the table."""

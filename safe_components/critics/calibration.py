@@ -22,7 +22,7 @@ class CalibrationMoments(NamedTuple):
     product: Tensor
 
     # A tuple would be joined with the other; sums are added entry by entry.
-    def __add__(self, other: CalibrationMoments) -> CalibrationMoments:  # type: ignore[override]
+    def __add__(self, other: CalibrationMoments) -> CalibrationMoments:  # type: ignore[override]  # of tuple
         """Return the sums over the steps of both."""
         return CalibrationMoments(*(a + b for a, b in zip(self, other, strict=True)))
 

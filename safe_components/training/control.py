@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from safe_components import keys
 from safe_components.lagrangian import Multiplier as LagrangeMultiplier
 from safe_components.lagrangian import RunningEpisodeCost
+from safe_components.training.exploration import constrained_steps
 from safe_components.training.options import CRPOConfig, Multiplier, PriceConfig, RecipeConfig
 from safe_components.training.task import Task
 
@@ -67,10 +68,9 @@ class CostControl(nn.Module):
             episode_costs: costs of the episodes that ended in them ``[n, m]``, ``n >= 0``.
         """
         self.multiplier.set_cost_limits(self._target * cost_limit)
-        if keys.DETERMINISTIC in steps:  # the limits hold for these steps alone
-            steps = steps[steps[keys.DETERMINISTIC].squeeze(-1)]
-            if not len(steps):
-                return
+        steps = constrained_steps(steps)
+        if not len(steps):
+            return
         if self.running_cost is not None:
             self.multiplier.update(self.running_cost.update(steps))
         elif len(episode_costs):

@@ -12,7 +12,7 @@ from torchrl.modules import AdditiveGaussianModule
 from safe_components import keys
 from safe_components.training.task import Task
 
-__all__ = ["DeterministicEpisodes", "with_noise"]
+__all__ = ["DeterministicEpisodes", "constrained_steps", "with_noise"]
 
 
 class DeterministicEpisodes(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict has no types
@@ -53,6 +53,20 @@ class DeterministicEpisodes(TensorDictModuleBase):  # type: ignore[misc]  # Tens
         chosen = tensordict[keys.EPISODE_DRAW] < self.share
         tensordict[keys.ACTION] = torch.where(chosen, deterministic, tensordict[keys.ACTION])
         return tensordict.set(keys.DETERMINISTIC, chosen)
+
+
+def constrained_steps(steps: TensorDictBase) -> TensorDictBase:
+    """Return the steps that the limits hold for: all, or those of `DeterministicEpisodes` without noise.
+
+    Args:
+        steps: steps of any batch size.
+
+    Returns:
+        ``steps`` itself where no episode is told apart, else the steps ``[n]`` without noise, ``n >= 0``.
+    """
+    if keys.DETERMINISTIC not in steps:
+        return steps
+    return steps[steps[keys.DETERMINISTIC].squeeze(-1)]
 
 
 def with_noise(policy: TensorDictModuleBase, std: float, task: Task) -> TensorDictSequential:

@@ -15,7 +15,7 @@ from safe_components.collectors import OverlappedCollector, make_collector
 from safe_components.envs.base import ConstrainedEnv, StateError
 from safe_components.training.averages import Averages, EpisodeStatistics, episode_summary
 from safe_components.training.evaluation import evaluate
-from safe_components.training.exploration import DeterministicEpisodes
+from safe_components.training.exploration import DeterministicEpisodes, constrained_steps
 from safe_components.training.guards import require_bounded_losses, require_finite
 from safe_components.training.interrupt import workers_ignore_interrupt
 from safe_components.training.options import CollectConfig, OffPolicyCollectConfig
@@ -218,11 +218,9 @@ class Loop:
         signals = torch.cat([steps[keys.REWARD], steps[keys.COST]], -1)
         self._largest = max(self._largest, float(signals.abs().max()))
         ended = self._episodes.add(steps)
-        if keys.DETERMINISTIC in steps:
-            noiseless = self._noiseless.add(steps[steps[keys.DETERMINISTIC].squeeze(-1)])
-            self.episode_costs = noiseless[:, 1:-1]
-        else:
-            self.episode_costs = ended[:, 1:-1]
+        constrained = constrained_steps(steps)
+        measured = ended if constrained is steps else self._noiseless.add(constrained)
+        self.episode_costs = measured[:, 1:-1]
         self._record_episodes(steps, ended)
 
     def _record_episodes(self, steps: TensorDictBase, ended: torch.Tensor) -> None:

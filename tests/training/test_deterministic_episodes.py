@@ -21,7 +21,7 @@ from safe_components.training import (
 from safe_components.training.options import OffPolicyCollectConfig, PriceConfig
 
 
-def config_of(tmp_path, share, **collect):
+def config_of(tmp_path, share):
     env = EnvConfig(id="PointCircle", num_envs=8, frame_skip=1, max_episode_steps=20)
     run = RunConfig(
         run_dir=tmp_path / "run",
@@ -31,7 +31,7 @@ def config_of(tmp_path, share, **collect):
         log_interval=1600,
         eval_interval=0,
     )
-    collect = OffPolicyCollectConfig(frames_per_batch=800, deterministic_share=share, **collect)
+    collect = OffPolicyCollectConfig(frames_per_batch=800, deterministic_share=share)
     return OffPolicyConfig(env=env, run=run, collect=collect)
 
 

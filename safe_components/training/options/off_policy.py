@@ -63,7 +63,6 @@ class OffPolicyCollectConfig(CollectConfig):
     """updates of the learner per collected frame; None makes 0.4 per action, but at most 0.1 per frame"""
     workers: Whole = 0
     """processes that collect the next batch during the updates; 0 collects between updates in this process"""
-
     deterministic_share: Share = 0.0
     """share of the training episodes in which the policy acts without noise; above 0 the limits hold for
     these episodes, so for the deterministic policy, in place of all episodes"""
