@@ -36,6 +36,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
+    "sphinx-mathjax-offline",  # the site is read without a network, too
 ]
 exclude_patterns = ["_build", "_ext"]
 html_theme = "furo"
