@@ -4,6 +4,9 @@ import fcntl
 import os
 from importlib.util import find_spec
 
+# Before PyTorch is imported: two workers with a thread a core each wait for one another most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
