@@ -14,7 +14,7 @@ metric is defined in docs/metrics.md.
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from tensordict import TensorDictBase
@@ -82,6 +82,8 @@ def make_policy(config: Config, task: Task) -> ProbabilisticTensorDictSequential
 class CVPO(Learner):
     """The parts of CVPO, and one update of them; its ``state_dict`` is the checkpoint."""
 
+    entropy_coef: torch.Tensor
+
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__()
         critics, estep, device = config.critics, config.estep, task.device
@@ -96,10 +98,18 @@ class CVPO(Learner):
         reference = self.mstep.target_policy_params
 
         precision = getattr(torch, config.execution.scoring_precision)
+        # Until the units are known, the temperature is in units of the reward's value.
+        self.register_buffer("entropy_coef", torch.tensor(estep.entropy_coef, device=device))
+        soft: dict[str, Any] = {"entropy_coef": lambda: self.entropy_coef} if estep.entropy_coef else {}
         sizes = (task.observation_dim, task.action_dim, task.num_costs)
         critic = critics.make(*sizes, scoring_dtype=precision, **task.bounds).to(device)
         self.critics = critics.make_learner(
-            critic, self.policy, config.discount, policy_params=reference, encoder=task.make_encoder()
+            critic,
+            self.policy,
+            config.discount,
+            policy_params=reference,
+            encoder=task.make_encoder(),
+            **soft,
         )
         self.particles = ParticleSampler(
             self.policy,
@@ -110,6 +120,7 @@ class CVPO(Learner):
             cost_aggregate=critics.cost_aggregate,
             std_coef=critics.cost_std,
             antithetic=estep.antithetic,
+            **soft,
         )
 
         # Limits are on sums over an episode, whereas critics estimate discounted sums: docs/cost_budget.md.
@@ -136,6 +147,11 @@ class CVPO(Learner):
         fitted = config.policy.group(self.mstep.policy_params.parameters())
         bounds = {"params": list(region.parameters()), "lr": getattr(config.trust_region, "lr", 0.0)}
         self.optim = torch.optim.Adam([fitted, bounds], fused=True)
+
+    def set_units(self, reward: torch.Tensor, **costs: torch.Tensor) -> None:
+        """Set the units of the critics and of the temperature, before any update."""
+        self.critics.set_units(reward=reward, **costs)
+        self.entropy_coef.mul_(reward.squeeze(0))
 
     def update(self, transitions: TensorDictBase, states: TensorDictBase) -> dict[str, torch.Tensor]:
         """Take one step of the critics, then improve the policy."""
@@ -192,7 +208,7 @@ def train(config: Config) -> Training[CVPO]:
             steps = loop.warm_up(config.critics.n_step + 1)
             replay.extend(steps)
             units = value_units(steps, task.limits, config.discount, task.episode_length)
-            learner.critics.set_units(**units)
+            learner.set_units(**units)
             for _ in range(config.critics.warmup_updates):
                 learner.critics.update(replay.transitions())
         diagnosis = Diagnosis(learner.policy, learner.particles, learner.estep, gamma=config.discount)

@@ -10,6 +10,7 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
 
 from safe_components.keys import (
     LOC,
@@ -42,6 +43,9 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
         a_bk = loc(o_b) + L(o_b) noise_bk,   noise ~ N(0, I),      b = 1..B, k = 1..K
         Q_r[b, k] = reduce_e Q_r,e(o_b, a_bk)        Q_c,i[b, k] = reduce_e Q_c,i,e(o_b, a_bk)
 
+    With an ``entropy_coef`` ``α`` the reward becomes ``Q_r[b, k] - α log π(a_bk|o_b)``. Its mean under a new
+    policy ``q`` is ``E_q Q_r + α H(q) + α KL(q || π)``, and the ball of the E-step bounds the last term.
+
     Reads ``observation`` ``[B, o]``; writes, all without gradient, ``("particles", "action")`` ``[B, K, a]``,
     ``("particles", "q_reward")`` ``[B, K]``, ``("particles", "q_cost")`` ``[B, K, m]`` and the reference
     distribution, ``("particles", "loc")`` ``[B, a]`` and ``("particles", "scale_tril")`` ``[B, a, a]``.
@@ -65,6 +69,8 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
         std_coef: ``k`` of the ``"conservative"`` aggregates.
         antithetic: draw ``K / 2`` noises and use each with both signs. The particles' mean is then ``loc``
             exactly, which lowers the sampling error. ``K`` must be even, and the policy a Gaussian.
+        entropy_coef: ``α`` in reward per nat, or a function that returns its present value; 0 for no entropy.
+            The critic should be trained with the same one, as by ``TDLoss(entropy_coef=...)``.
         observation_key: name of the observation.
 
     Raises:
@@ -103,6 +109,7 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
         cost_aggregate: Aggregate = "mean",
         std_coef: float = 0.5,
         antithetic: bool = False,
+        entropy_coef: float | Callable[[], Tensor] = 0.0,
         observation_key: NestedKey = OBSERVATION,
     ) -> None:
         super().__init__()
@@ -126,6 +133,7 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
         self.cost_aggregate = cost_aggregate
         self.std_coef = std_coef
         self.antithetic = antithetic
+        self.entropy_coef = entropy_coef
         self.in_keys = [observation_key]
         self.out_keys = [PARTICLE_ACTION, PARTICLE_Q_REWARD, PARTICLE_Q_COST]
         if self._is_gaussian:
@@ -142,6 +150,9 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
         else:
             action, reference = self._samples(tensordict), {}
         q_reward, q_cost = self.scores(tensordict.get(self.in_keys[0]), action)
+        if callable(self.entropy_coef) or self.entropy_coef != 0.0:
+            coef = self.entropy_coef() if callable(self.entropy_coef) else self.entropy_coef
+            q_reward = q_reward - coef * self._log_prob(tensordict, action, reference)
         values = {PARTICLE_ACTION: action, PARTICLE_Q_REWARD: q_reward, PARTICLE_Q_COST: q_cost}
         for key, value in (values | reference).items():
             tensordict.set(key, value)
@@ -169,6 +180,21 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
         dist = policy.get_dist(inputs)
         action: Tensor = dist.sample((self.num_particles,))
         return action.movedim(0, len(dist.batch_shape))
+
+    def _log_prob(
+        self, tensordict: TensorDictBase, action: Tensor, reference: dict[NestedKey, Tensor]
+    ) -> Tensor:
+        """``log π(a_bk|o_b)`` of the reference policy ``[B, K]``."""
+        if self._is_gaussian:
+            scale_tril = reference[PARTICLE_SCALE_TRIL].unsqueeze(-3)
+            loc = reference[PARTICLE_LOC].unsqueeze(-2)
+            dist: Any = MultivariateNormal(loc, scale_tril=scale_tril, validate_args=False)
+            return dist.log_prob(action)  # type: ignore[no-any-return]
+        with swapped(self.policy, self.policy_params):
+            dist = self.policy.get_dist(self._inputs(tensordict))
+        lead = len(dist.batch_shape)
+        log_prob: Tensor = dist.log_prob(action.movedim(lead, 0))
+        return log_prob.movedim(0, lead)
 
     def _inputs(self, tensordict: TensorDictBase) -> TensorDictBase:
         return tensordict.select(*getattr(self.policy, "in_keys", self.in_keys))

@@ -80,6 +80,7 @@ def _require_batchable(member: Member) -> None:
         "policy": ("gaussian", "policy gaussian"),
         "execution.mode": ("eager", "graph"),
         "collect.workers": (0,),
+        "estep.entropy_coef": (0.0,),
     }
     for path, possible in allowed.items():
         if path in values and values[path] not in possible:

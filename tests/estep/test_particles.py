@@ -10,6 +10,7 @@ from torch.distributions import MultivariateNormal
 from torchrl.modules import ProbabilisticActor
 
 from safe_components.estep import EStepProjector, ParticleSampler
+from safe_components.policies import tanh_gaussian_policy
 
 
 class Head(nn.Module):
@@ -92,6 +93,34 @@ def test_scores_are_the_critics_reduced(parts):
     data = sampler(states())
     _, costs = critic(data["observation"], data["particles", "action"])
     torch.testing.assert_close(data["particles", "q_cost"], costs.mean(0) + 2.0 * costs.std(0, correction=0))
+
+
+@pytest.mark.parametrize("coef", [0.3, lambda: torch.tensor(0.3)])
+@pytest.mark.parametrize("squashed", [False, True])
+def test_entropy_is_added_to_the_reward_alone(parts, squashed, coef):
+    policy, critic = parts
+    if squashed:
+        policy = tanh_gaussian_policy(2, [-1.0, -2.0], [1.0, 2.0], hidden_sizes=(8,))
+    kept = TensorDict.from_module(policy).data.clone()
+    kept.apply_(lambda x: x.add_(0.1))  # the reference is another policy than the present one
+    data, same = states(), torch.get_rng_state()
+    plain = ParticleSampler(policy, critic, 8, policy_params=kept)(data.clone())
+    torch.set_rng_state(same)
+    soft = ParticleSampler(policy, critic, 8, policy_params=kept, entropy_coef=coef)(data.clone())
+    with kept.to_module(policy):
+        dist = (
+            policy.get_dist(data)
+            if squashed
+            else MultivariateNormal(
+                *policy.module(data["observation"])[:1], scale_tril=policy.module(data["observation"])[1]
+            )
+        )
+        log_prob = torch.stack([dist.log_prob(a) for a in soft["particles", "action"].unbind(1)], 1)
+    assert log_prob.std() > 0.1
+    for key in ("action", "q_cost"):
+        assert torch.equal(soft["particles", key], plain["particles", key])
+    expected = plain["particles", "q_reward"] - 0.3 * log_prob
+    torch.testing.assert_close(soft["particles", "q_reward"], expected.detach())
 
 
 def test_reward_and_costs_are_scored_in_one_call(parts):

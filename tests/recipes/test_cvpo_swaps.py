@@ -209,6 +209,14 @@ def test_critics_that_score_the_particles(swapped, critics):
     torch.testing.assert_close(batch["particles", "q_cost"], cost.mean(0))
 
 
+def test_entropy_is_that_of_the_estep_and_of_the_targets(training):
+    rows, learner = training(cvpo, "--estep.entropy-coef", 0.01, "--policy", "tanh")
+    assert np.isfinite(rows["eta"]).any()
+    assert 0.01 < learner.entropy_coef < 10.0  # in the task's unit now
+    for part in (learner.particles, learner.critics.loss):
+        assert part.entropy_coef() is learner.entropy_coef
+
+
 @pytest.mark.parametrize("how", ["mean", "max", "conservative"])
 def test_cost_critics_are_aggregated_in_target_and_estep(swapped, how):
     _, learner = swapped("--critics.cost-members", 3, "--critics.cost-aggregate", how)

@@ -18,6 +18,7 @@ SETTINGS = [
     ("cvpo", ("--trust-region", "soft", "--multiplier", "gradient", "--critics.n-step", 1)),
     ("cvpo", ("--multiplier", "pid", "--budget.start", 40, "--budget.decay-frames", 700)),
     ("cvpo", ("--collect.deterministic-share", 0.5)),
+    ("cvpo", ("--policy", "tanh", "--estep.entropy-coef", 0.01)),
     ("sac_lag", ()),
     ("sac_lag", ("--augmentation", "cal", "--multiplier", "gradient")),
     ("td3_lag", ()),

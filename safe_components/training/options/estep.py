@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from safe_components.estep import AdamDualSolver, DualSolver, NewtonDualSolver, SLSQPDualSolver
 from safe_components.ops import import_part, is_import_path
-from safe_components.training.options.ranges import Count, Positive, one_of_or_own
+from safe_components.training.options.ranges import Count, NotNegative, Positive, one_of_or_own
 
 __all__ = ["DualConfig", "EStepConfig"]
 
@@ -43,6 +43,9 @@ class EStepConfig:
     """critics that score the particles"""
     epsilon: Positive = 0.1
     """radius of the KL ball, in nats"""
+    entropy_coef: NotNegative = 0.0
+    """temperature of the entropy that the E-step and the critics' targets add to the reward, per nat, in
+    units of the reward's value (see `value_units`); 0 for none"""
     solver: Annotated[str, one_of_or_own("newton", "slsqp", "adam")] = "newton"
     """solver of the dual: newton (exact), slsqp (SciPy's, as published), adam (one step per batch), or
     package.module:name of your own"""
