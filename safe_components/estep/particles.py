@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
-from torch.distributions import MultivariateNormal
+from torchrl.modules.distributions.utils import sample_and_log_prob
 
 from safe_components.keys import (
     LOC,
@@ -134,6 +135,7 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
         self.std_coef = std_coef
         self.antithetic = antithetic
         self.entropy_coef = entropy_coef
+        self.soft = callable(entropy_coef) or entropy_coef != 0.0
         self.in_keys = [observation_key]
         self.out_keys = [PARTICLE_ACTION, PARTICLE_Q_REWARD, PARTICLE_Q_COST]
         if self._is_gaussian:
@@ -145,14 +147,16 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
         require_states(tensordict.get(self.in_keys[0]).shape[:-1], str(self.in_keys[0]))
         if self._is_gaussian:
             loc, scale_tril = self._gaussian(tensordict)
-            action = loc.unsqueeze(-2) + self._noise(loc) @ scale_tril.mT
+            noise = self._noise(loc)
+            action = loc.unsqueeze(-2) + noise @ scale_tril.mT
+            log_prob = _gaussian_log_prob(noise, scale_tril) if self.soft else None
             reference = {PARTICLE_LOC: loc, PARTICLE_SCALE_TRIL: scale_tril}
         else:
-            action, reference = self._samples(tensordict), {}
+            (action, log_prob), reference = self._samples(tensordict), {}
         q_reward, q_cost = self.scores(tensordict.get(self.in_keys[0]), action)
-        if callable(self.entropy_coef) or self.entropy_coef != 0.0:
+        if log_prob is not None:
             coef = self.entropy_coef() if callable(self.entropy_coef) else self.entropy_coef
-            q_reward = q_reward - coef * self._log_prob(tensordict, action, reference)
+            q_reward = q_reward - coef * log_prob
         values = {PARTICLE_ACTION: action, PARTICLE_Q_REWARD: q_reward, PARTICLE_Q_COST: q_cost}
         for key, value in (values | reference).items():
             tensordict.set(key, value)
@@ -170,31 +174,21 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
             outputs = parameters(inputs)
         return outputs.get(LOC), outputs.get(SCALE_TRIL)
 
-    def _samples(self, tensordict: TensorDictBase) -> Tensor:
-        """``K`` actions per state ``[B, K, ...]`` from the policy's own distribution."""
+    def _samples(self, tensordict: TensorDictBase) -> tuple[Tensor, Tensor | None]:
+        """``K`` actions per state ``[B, K, ...]`` from the policy's own distribution; ``log π`` if needed."""
         with swapped(self.policy, self.policy_params):
-            return self.drawn(self.policy, self._inputs(tensordict))
+            if not self.soft:
+                return self.drawn(self.policy, self._inputs(tensordict)), None
+            dist = self.policy.get_dist(self._inputs(tensordict))
+            # Scored where they are drawn: inverting a saturated tanh would lose the draw.
+            action, log_prob = sample_and_log_prob(dist, (self.num_particles,))
+            return action.movedim(0, len(dist.batch_shape)), log_prob.movedim(0, -1)
 
     def drawn(self, policy: Any, inputs: TensorDictBase) -> Tensor:
         """``K`` actions per state ``[B, K, ...]`` from the distribution of any policy, as it is now."""
         dist = policy.get_dist(inputs)
         action: Tensor = dist.sample((self.num_particles,))
         return action.movedim(0, len(dist.batch_shape))
-
-    def _log_prob(
-        self, tensordict: TensorDictBase, action: Tensor, reference: dict[NestedKey, Tensor]
-    ) -> Tensor:
-        """``log π(a_bk|o_b)`` of the reference policy ``[B, K]``."""
-        if self._is_gaussian:
-            scale_tril = reference[PARTICLE_SCALE_TRIL].unsqueeze(-3)
-            loc = reference[PARTICLE_LOC].unsqueeze(-2)
-            dist: Any = MultivariateNormal(loc, scale_tril=scale_tril, validate_args=False)
-            return dist.log_prob(action)  # type: ignore[no-any-return]
-        with swapped(self.policy, self.policy_params):
-            dist = self.policy.get_dist(self._inputs(tensordict))
-        lead = len(dist.batch_shape)
-        log_prob: Tensor = dist.log_prob(action.movedim(lead, 0))
-        return log_prob.movedim(0, lead)
 
     def _inputs(self, tensordict: TensorDictBase) -> TensorDictBase:
         return tensordict.select(*getattr(self.policy, "in_keys", self.in_keys))
@@ -243,3 +237,10 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
                 f"got {tuple(q_cost.shape)}"
             )
         return reward, aggregate(q_cost, self.cost_aggregate, self.std_coef)
+
+
+def _gaussian_log_prob(noise: Tensor, scale_tril: Tensor) -> Tensor:
+    """``log N(loc + L noise_k; loc, L Lᵀ)`` for standard normal ``noise [..., K, a]``: ``[..., K]``."""
+    log_scale = scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1, keepdim=True)
+    constant = log_scale + 0.5 * noise.shape[-1] * math.log(2 * math.pi)
+    return -0.5 * noise.square().sum(-1) - constant

@@ -76,7 +76,10 @@ class Promise:
         """
         self._random_state = _generator(observation).get_rng_state()
         states = self.particles(TensorDict({OBSERVATION: observation}, batch_size=observation.shape[:1]))
-        scores = [states[PARTICLE_Q_REWARD].unsqueeze(-1), states[PARTICLE_Q_COST]]
+        q_reward = states[PARTICLE_Q_REWARD]
+        if self.particles.soft:  # an entropy moves the weights, and the gain is that of Q
+            q_reward, _ = self.particles.scores(observation, states[PARTICLE_ACTION])
+        scores = [q_reward.unsqueeze(-1), states[PARTICLE_Q_COST]]
         weight = self.estep.solve(states[PARTICLE_Q_REWARD], states[PARTICLE_Q_COST]).weight.unsqueeze(-1)
         spreads = [(q.var(-2) if q.numel() else q.sum(-2)).mean(0).sqrt() for q in scores]
         self._made = states, self.particles.critic_snapshot(), [q.mean(-2).mean(0) for q in scores], spreads

@@ -372,6 +372,11 @@ def _require_alike(members: Sequence[Learner]) -> None:
                     kinds = f"{type(one).__name__} and {type(two).__name__}"
                     raise ValueError(f"{name} has parts of different kinds in a population: {kinds}")
                 for key, value in vars(one).items():
+                    if isinstance(value, types.FunctionType):
+                        raise ValueError(
+                            f"{type(one).__name__}.{key} is a function of one member, but all members of a "
+                            "population would share it"
+                        )
                     if _is_plain(value):
                         _the_same([value, vars(two).get(key)], f"{type(one).__name__}.{key.lstrip('_')}")
 

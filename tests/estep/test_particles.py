@@ -108,13 +108,11 @@ def test_entropy_is_added_to_the_reward_alone(parts, squashed, coef):
     torch.set_rng_state(same)
     soft = ParticleSampler(policy, critic, 8, policy_params=kept, entropy_coef=coef)(data.clone())
     with kept.to_module(policy):
-        dist = (
-            policy.get_dist(data)
-            if squashed
-            else MultivariateNormal(
-                *policy.module(data["observation"])[:1], scale_tril=policy.module(data["observation"])[1]
-            )
-        )
+        if squashed:
+            dist = policy.get_dist(data)
+        else:
+            loc, tril = policy.module(data["observation"])
+            dist = MultivariateNormal(loc, scale_tril=tril)
         log_prob = torch.stack([dist.log_prob(a) for a in soft["particles", "action"].unbind(1)], 1)
     assert log_prob.std() > 0.1
     for key in ("action", "q_cost"):

@@ -53,6 +53,15 @@ def test_without_a_binding_limit_a_gaussian_promises_the_root_of_twice_the_radiu
     assert made["spread_cost"].item() == pytest.approx(7.0 * 2.0, rel=0.02)
 
 
+def test_an_entropy_moves_the_weights_and_is_no_gain_of_q():
+    soft = promise(entropy_coef=1.0)
+    made = soft.make(STATES)
+    # The ball is left by way of wide actions, too, so less of Q can be had of it.
+    assert 0.05 < made["promised_reward"].item() < math.sqrt(0.04) - 0.02
+    assert made["spread_reward"].item() == pytest.approx(3.0 * 0.5, rel=0.02)
+    assert soft.keep(policy())["delivered_reward"].item() == pytest.approx(0.0, abs=1e-5)
+
+
 def test_a_limit_on_the_cost_is_promised():
     made = promise(limit=-1.4).make(STATES)  # a tenth of a spread below the reference policy
     assert made["promised_cost"].item() == pytest.approx(-0.1, abs=0.02)

@@ -185,6 +185,12 @@ def test_members_that_do_not_fit_are_refused(flags, said):
         together(group, 1)
 
 
+def test_a_temperature_of_one_member_alone_is_refused():
+    group = members("--estep.entropy-coef 0.1", ["", ""])
+    with pytest.raises(ValueError, match=r"entropy_coef is a function of one member"):
+        together(group, 1)
+
+
 def test_random_numbers_that_cannot_be_drawn_beforehand_are_refused():
     class Noisy(Learner):
         def __init__(self):
