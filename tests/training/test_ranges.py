@@ -25,7 +25,7 @@ ZERO = {
     "critics.warmup_updates", "reference.eps", "policy.polyak", "policy.exploration_std",
     "algorithm.smoothing_std", "algorithm.smoothing_clip",
     "entropy.target", "advantage.gae_lambda", "update.kl_stop", "algorithm.entropy_coef",
-    "multiplier.tolerance", "env.saute",
+    "estep.entropy_coef", "multiplier.tolerance", "env.saute",
     *(f"{of}.{name}" for of in ("multiplier", "budget.feedback") for name in ("kp", "ki", "kd", "init")),
     "trust_region.coef_mean", "trust_region.coef_cov",
 }  # fmt: skip
