@@ -100,7 +100,7 @@ class CVPO(Learner):
         precision = getattr(torch, config.execution.scoring_precision)
         # Until the units are known, the temperature is in units of the reward's value.
         self.register_buffer("entropy_coef", torch.tensor(estep.entropy_coef, device=device))
-        soft: dict[str, Any] = {"entropy_coef": lambda: self.entropy_coef} if estep.entropy_coef else {}
+        soft: dict[str, Any] = {"entropy_coef": self.entropy_coef} if estep.entropy_coef else {}
         sizes = (task.observation_dim, task.action_dim, task.num_costs)
         critic = critics.make(*sizes, scoring_dtype=precision, **task.bounds).to(device)
         self.critics = critics.make_learner(

@@ -30,7 +30,8 @@ are its defaults.
 | ``_weight`` | [B] | importance weight; absent means 1 | prioritized replay | critics |
 | ``td_error`` | [B] | discounted reward and cost | critics | prioritized replay |
 | ``("particles", "action")`` | [B, K, a] | of the action | particles | M-step |
-| ``("particles", "loc")`` | [B, a] | of the action, reference policy | particles | M-step |
+| ``("particles", "latent")`` | [B, K, a] | as ``loc``; of a squashed Gaussian alone | particles | M-step |
+| ``("particles", "loc")`` | [B, a] | as ``loc``, reference policy | particles | M-step |
 | ``("particles", "scale_tril")`` | [B, a, a] | as above, Cholesky factor | particles | M-step |
 | ``("particles", "q_reward")`` | [B, K] | discounted reward | particles | E-step |
 | ``("particles", "q_cost")`` | [B, K, m] | discounted cost (Q units) | particles | E-step |
@@ -68,6 +69,7 @@ EPISODE_COST = ("next", "episode_cost")
 STEP_COUNT = ("next", "step_count")
 
 PARTICLE_ACTION = ("particles", "action")
+PARTICLE_LATENT = ("particles", "latent")
 PARTICLE_LOC = ("particles", "loc")
 PARTICLE_SCALE_TRIL = ("particles", "scale_tril")
 PARTICLE_Q_REWARD = ("particles", "q_reward")

@@ -19,6 +19,7 @@ from safe_components.ops import (
     Aggregate,
     BaseLoss,
     Reduction,
+    Temperature,
     aggregate,
     has_distribution,
     network_outputs,
@@ -117,8 +118,8 @@ class TDLoss(BaseLoss):
         num_action_samples: next actions per state, at least 1.
         policy_params: parameters that act in the next state in place of the policy's own, such as another
             loss's ``target_policy_params``.
-        entropy_coef: ``α`` of the soft signals, or a function that returns its present value; 0 for no
-            entropy.
+        entropy_coef: ``α`` of the soft signals: a number, a tensor ``[]`` that is shared and not copied, or a
+            function that returns its present value; 0 for no entropy.
         loss_function: ``d``: ``"l2"`` (no factor ½), ``"l1"`` or ``"smooth_l1"`` (Huber, ``δ = 1``).
         smooth_action: function ``[B, a] -> [B, a]`` applied to the next action, such as `TargetSmoothing`.
             It excludes ``entropy_coef``, whose ``log π`` is that of the policy's own action.
@@ -179,7 +180,7 @@ class TDLoss(BaseLoss):
         gamma: float = 0.99,
         num_action_samples: int = 1,
         policy_params: TensorDictBase | None = None,
-        entropy_coef: float | Callable[[], Tensor] = 0.0,
+        entropy_coef: float | Tensor | Callable[[], Tensor] = 0.0,
         loss_function: str = "l2",
         smooth_action: Callable[[Tensor], Tensor] | None = None,
         reduction: Reduction = "mean",
@@ -196,20 +197,20 @@ class TDLoss(BaseLoss):
         if loss_function not in ("l2", "l1", "smooth_l1"):
             raise ValueError(f"loss_function={loss_function!r} is not one of l2, l1, smooth_l1")
         self._stochastic = has_distribution(policy)
-        self._soft = callable(entropy_coef) or entropy_coef != 0.0
-        if not self._stochastic and (num_action_samples > 1 or self._soft):
+        temperature = Temperature(entropy_coef)
+        if not self._stochastic and (num_action_samples > 1 or temperature.active):
             raise ValueError(
                 "num_action_samples > 1 and entropy_coef need a policy with a distribution (get_dist), "
                 f"got a {type(policy).__name__}"
             )
-        if self._soft and smooth_action is not None:
+        if temperature.active and smooth_action is not None:
             raise ValueError(
                 "smooth_action changes the action whose log π entropy_coef weighs: use one of them"
             )
-        if self._soft and not any(signal.soft for signal in self.signals):
+        if temperature.active and not any(signal.soft for signal in self.signals):
             raise ValueError(f"entropy_coef needs a signal with soft=True, got {names}")
         self.gamma, self.num_action_samples = gamma, num_action_samples
-        self.entropy_coef, self.loss_function = entropy_coef, loss_function
+        self.entropy_coef, self.loss_function = temperature, loss_function
         self.convert_to_functional(critic, "critic", create_target_params=True)
         # Kept out of the module tree, so that an optimizer of this loss moves only the critic.
         self.__dict__["policy"] = policy
@@ -282,8 +283,7 @@ class TDLoss(BaseLoss):
         for signal, q in zip(self.signals, values, strict=True):
             value = aggregate(q, signal.aggregate, signal.std_coef)
             if signal.soft and log_prob is not None:
-                coef = self.entropy_coef() if callable(self.entropy_coef) else self.entropy_coef
-                value = value - coef * log_prob.unsqueeze(-1)
+                value = value - self.entropy_coef() * log_prob.unsqueeze(-1)
             value = value.mean(-2) if self.num_action_samples > 1 else value
             reward = tensordict[signal.key]
             if reward.shape != value.shape:
@@ -350,7 +350,7 @@ class TDLoss(BaseLoss):
 
     def _draw(self, dist: Distribution) -> tuple[Tensor, Tensor | None]:
         shape = () if self.num_action_samples == 1 else (self.num_action_samples,)
-        if not self._soft:
+        if not self.entropy_coef.active:
             action = dist.sample(shape)
             return (action.movedim(0, -2) if shape else action), None
         # Scored where it was drawn: inverting a saturated tanh would lose the draw.

@@ -17,6 +17,7 @@ from safe_components.keys import (
     LOC,
     OBSERVATION,
     PARTICLE_ACTION,
+    PARTICLE_LATENT,
     PARTICLE_LOC,
     PARTICLE_Q_COST,
     PARTICLE_Q_REWARD,
@@ -25,12 +26,14 @@ from safe_components.keys import (
 )
 from safe_components.ops import (
     Aggregate,
+    Temperature,
     aggregate,
     has_distribution,
     is_gaussian,
     network_outputs,
     require_states,
     single_network,
+    squash_of,
     standard_normal,
     swapped,
 )
@@ -41,7 +44,8 @@ Critic = Callable[[Tensor, Tensor], "Tensor | tuple[Tensor, Tensor]"]
 class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict has no types
     """Draw ``K`` actions per state from the reference policy and score them.
 
-        a_bk = loc(o_b) + L(o_b) noise_bk,   noise ~ N(0, I),      b = 1..B, k = 1..K
+        x_bk = loc(o_b) + L(o_b) noise_bk,   noise ~ N(0, I),      b = 1..B, k = 1..K
+        a_bk = x_bk, or the squashed x_bk of a squashed Gaussian
         Q_r[b, k] = reduce_e Q_r,e(o_b, a_bk)        Q_c,i[b, k] = reduce_e Q_c,i,e(o_b, a_bk)
 
     With an ``entropy_coef`` ``α`` the reward becomes ``Q_r[b, k] - α log π(a_bk|o_b)``. Its mean under a new
@@ -51,8 +55,9 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
     ``("particles", "q_reward")`` ``[B, K]``, ``("particles", "q_cost")`` ``[B, K, m]`` and the reference
     distribution, ``("particles", "loc")`` ``[B, a]`` and ``("particles", "scale_tril")`` ``[B, a, a]``.
 
-    Any other policy with a distribution (``get_dist``), such as a squashed Gaussian, a mixture or a
-    categorical one, is asked for ``K`` samples. Then ``loc`` and ``scale_tril`` are not written.
+    Of a squashed Gaussian, it also writes ``x``, ``("particles", "latent")`` ``[B, K, a]``, which its M-step
+    fits. Any other policy with a distribution (``get_dist``), such as a mixture or a categorical one, is
+    asked for ``K`` samples. Then ``loc`` and ``scale_tril`` are not written.
 
     Args:
         policy: TensorDict module that maps ``observation`` to ``loc`` and ``scale_tril``, or one with a
@@ -70,8 +75,9 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
         std_coef: ``k`` of the ``"conservative"`` aggregates.
         antithetic: draw ``K / 2`` noises and use each with both signs. The particles' mean is then ``loc``
             exactly, which lowers the sampling error. ``K`` must be even, and the policy a Gaussian.
-        entropy_coef: ``α`` in reward per nat, or a function that returns its present value; 0 for no entropy.
-            The critic should be trained with the same one, as by ``TDLoss(entropy_coef=...)``.
+        entropy_coef: ``α`` in reward per nat: a number, a tensor ``[]`` that is shared and not copied, or a
+            function that returns its present value; 0 for no entropy. The critic should be trained with the
+            same one, as by ``TDLoss(entropy_coef=...)``.
         observation_key: name of the observation.
 
     Raises:
@@ -110,7 +116,7 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
         cost_aggregate: Aggregate = "mean",
         std_coef: float = 0.5,
         antithetic: bool = False,
-        entropy_coef: float | Callable[[], Tensor] = 0.0,
+        entropy_coef: float | Tensor | Callable[[], Tensor] = 0.0,
         observation_key: NestedKey = OBSERVATION,
     ) -> None:
         super().__init__()
@@ -134,12 +140,18 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
         self.cost_aggregate = cost_aggregate
         self.std_coef = std_coef
         self.antithetic = antithetic
-        self.entropy_coef = entropy_coef
-        self.soft = callable(entropy_coef) or entropy_coef != 0.0
+        self.entropy_coef = Temperature(entropy_coef)
         self.in_keys = [observation_key]
         self.out_keys = [PARTICLE_ACTION, PARTICLE_Q_REWARD, PARTICLE_Q_COST]
         if self._is_gaussian:
             self.out_keys += [PARTICLE_LOC, PARTICLE_SCALE_TRIL]
+        if squash_of(policy) is not None:
+            self.out_keys += [PARTICLE_LATENT]
+
+    @property
+    def soft(self) -> bool:
+        """Whether the particles' scores hold an entropy."""
+        return self.entropy_coef.active
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -151,12 +163,16 @@ class ParticleSampler(TensorDictModuleBase):  # type: ignore[misc]  # TensorDict
             action = loc.unsqueeze(-2) + noise @ scale_tril.mT
             log_prob = _gaussian_log_prob(noise, scale_tril) if self.soft else None
             reference = {PARTICLE_LOC: loc, PARTICLE_SCALE_TRIL: scale_tril}
+            squash = squash_of(self.policy)
+            if squash is not None:
+                reference[PARTICLE_LATENT] = action
+                log_prob = None if log_prob is None else log_prob - squash.log_slope(action)
+                action = squash(action)
         else:
             (action, log_prob), reference = self._samples(tensordict), {}
         q_reward, q_cost = self.scores(tensordict.get(self.in_keys[0]), action)
         if log_prob is not None:
-            coef = self.entropy_coef() if callable(self.entropy_coef) else self.entropy_coef
-            q_reward = q_reward - coef * log_prob
+            q_reward = q_reward - self.entropy_coef() * log_prob
         values = {PARTICLE_ACTION: action, PARTICLE_Q_REWARD: q_reward, PARTICLE_Q_COST: q_cost}
         for key, value in (values | reference).items():
             tensordict.set(key, value)

@@ -14,12 +14,14 @@ from safe_components.keys import (
     LOC,
     OBSERVATION,
     PARTICLE_ACTION,
+    PARTICLE_LATENT,
     PARTICLE_LOC,
     PARTICLE_Q_COST,
     PARTICLE_Q_REWARD,
     PARTICLE_SCALE_TRIL,
     SCALE_TRIL,
 )
+from safe_components.ops import squash_of
 
 
 class Promise:
@@ -119,11 +121,13 @@ class Promise:
     def _same_noise(self, policy: nn.Module, states: TensorDictBase) -> Tensor:
         """Return actions ``[B, K, a]`` of ``policy`` with the noise of the particles."""
         if PARTICLE_LOC in states.keys(True):
-            offset = (states[PARTICLE_ACTION] - states[PARTICLE_LOC].unsqueeze(-2)).mT
+            squash = squash_of(policy)
+            drawn = states[PARTICLE_ACTION if squash is None else PARTICLE_LATENT]
+            offset = (drawn - states[PARTICLE_LOC].unsqueeze(-2)).mT
             noise = torch.linalg.solve_triangular(states[PARTICLE_SCALE_TRIL], offset, upper=False)
             parameters = getattr(policy, "get_dist_params", policy)(states.select(OBSERVATION))
             action: Tensor = parameters[LOC].unsqueeze(-2) + (parameters[SCALE_TRIL] @ noise).mT
-            return action
+            return action if squash is None else squash(action)
         observation = states[OBSERVATION]
         with torch.random.fork_rng([observation.device] if observation.is_cuda else []):
             _generator(observation).set_rng_state(self._random_state)

@@ -32,6 +32,7 @@ from safe_components.ops import (
     network_outputs,
     require_states,
     single_network,
+    squash_of,
     swapped,
     transformed,
 )
@@ -73,8 +74,10 @@ class MStepLoss(BaseLoss):
     same objective as plain formulas.
 
     Reads ``observation`` (or whatever the policy reads), ``("particles", "action") [B, K, a]`` and
-    ``("particles", "weight") [B, K]``; ``set_keys`` renames them. Returns scalars; all but the losses are
-    detached:
+    ``("particles", "weight") [B, K]``; ``set_keys`` renames them. Of a squashed Gaussian, it fits the values
+    before the squashing, ``("particles", "latent")``. The map is fixed, so the objective changes by a
+    constant, and the divergences not at all. The entropy is that of these values. Returns scalars; all but
+    the losses are detached:
 
     | entry | |
     |---|---|
@@ -89,7 +92,7 @@ class MStepLoss(BaseLoss):
 
     Args:
         policy: TorchRL actor that writes ``loc [B, a]`` and ``scale_tril [B, a, a]``, such as
-            `gaussian_policy`.
+            `gaussian_policy`, squashed or not.
         trust_region: `HardTrustRegion`, `SoftTrustRegion`, `NoTrustRegion` or a module
             ``(C_μ, C_Σ) -> TrustRegionTerms``.
         likelihood: ``"decoupled"`` or ``"joint"``.
@@ -169,6 +172,8 @@ class MStepLoss(BaseLoss):
             raise ValueError(f"likelihood={likelihood!r} is not one of {', '.join(get_args(Likelihood))}")
         self.likelihood, self.check_weights, self.fused = likelihood, check_weights, fused
         self.convert_to_functional(policy, "policy", create_target_params=True)
+        if squash_of(policy) is not None:
+            self.set_keys(particle_action=keys.PARTICLE_LATENT)
         self.trust_region = trust_region
         self.__dict__["_network"] = single_network(policy)  # a part of the policy, not a child of the loss
         # ``policy_params`` wraps the buffers anew; with them, the policy holds the same tensors as the loss.

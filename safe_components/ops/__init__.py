@@ -1,4 +1,4 @@
-"""For every part: aggregates, bounds, cost budget, Gaussian KL, imports, losses, networks, noise, Triton."""
+"""For every part: aggregates, bounds, budget, imports, losses, networks, noise, squashing, temperatures."""
 
 from safe_components.ops.aggregate import Aggregate, aggregate
 from safe_components.ops.base_loss import (
@@ -21,12 +21,16 @@ from safe_components.ops.networks import (
     swapped,
 )
 from safe_components.ops.noise import noise_from, standard_normal
+from safe_components.ops.squash import Squash, squash_of
+from safe_components.ops.temperature import Temperature
 from safe_components.ops.triton import runs_triton
 
 __all__ = [
     "Aggregate",
     "BaseLoss",
     "Reduction",
+    "Squash",
+    "Temperature",
     "action_bounds",
     "aggregate",
     "differentiated",
@@ -45,6 +49,7 @@ __all__ = [
     "require_states",
     "runs_triton",
     "single_network",
+    "squash_of",
     "standard_normal",
     "swapped",
     "transformed",

@@ -51,11 +51,11 @@ def has_distribution(policy: Any) -> bool:
 
 
 def is_gaussian(policy: Any) -> bool:
-    """Whether a policy is a Gaussian that writes its parameters ``loc`` and ``scale_tril``.
+    """Whether a policy is a Gaussian, squashed or not, that writes its ``loc`` and ``scale_tril``.
 
-    A policy that writes both and draws from another distribution, such as a squashed one, is no Gaussian. A
-    module without a distribution of its own is taken at the word of its ``out_keys``, and a plain function,
-    which has none, as a Gaussian.
+    A policy that writes both and draws from another distribution is no Gaussian, unless that distribution
+    says how it squashes the values (see `squash_of`). A module without a distribution of its own is taken at
+    the word of its ``out_keys``, and a plain function, which has none, as a Gaussian.
 
     Example:
         >>> import torch
@@ -67,7 +67,11 @@ def is_gaussian(policy: Any) -> bool:
         return False
     modules = policy.modules() if isinstance(policy, nn.Module) else ()
     drawn = [m.distribution_class for m in modules if isinstance(m, ProbabilisticTensorDictModule)]
-    return all(isinstance(kind, type) and issubclass(kind, MultivariateNormal) for kind in drawn)
+    return all(_is_normal(kind) or getattr(kind, "squashes", False) for kind in drawn)
+
+
+def _is_normal(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, MultivariateNormal)
 
 
 def single_network(policy: Any) -> TensorDictModule | None:

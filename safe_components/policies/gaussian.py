@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
-from tensordict.nn import InteractionType, TensorDictModule
+from tensordict import TensorDict
+from tensordict.nn import InteractionType, TensorDictModule, TensorDictParams
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,6 +19,7 @@ from safe_components.ops import action_bounds
 from safe_components.policies.distribution import CholeskyNormal
 from safe_components.policies.mlp import mlp
 from safe_components.policies.registry import policy_builder
+from safe_components.policies.squashed_normal import SquashedNormal
 
 Covariance = Literal["full", "diagonal"]
 
@@ -35,7 +37,8 @@ class GaussianNet(nn.Module):
     So ``loc`` never leaves the bounds. No standard deviation falls below ``min_std * h_i``, neither of an
     action alone nor of an action given the ones before it. The formula has this floor; nothing is clamped.
     The initial policy is nearly the same in every state: its mean is the center, its covariance is
-    ``diag(init_std * h)²``.
+    ``diag(init_std * h)²``. With ``squash``, the map into the bounds follows the draw instead. Then
+    ``loc = u``, and ``L`` has 1 in place of ``h``.
 
     Args:
         observation_dim: ``o``.
@@ -46,6 +49,7 @@ class GaussianNet(nn.Module):
         init_std: initial standard deviation, as a fraction of half the action range.
         min_std: floor of the standard deviation, as a fraction of half the action range; below ``init_std``.
         activation: module class between the layers.
+        squash: whether the values are squashed into the bounds after they are drawn.
 
     Raises:
         ValueError: if the bounds are infinite or do not match, if a size is below 1, or unless
@@ -81,6 +85,7 @@ class GaussianNet(nn.Module):
         init_std: float = 0.5,
         min_std: float = 0.01,
         activation: type[nn.Module] = nn.ReLU,
+        squash: bool = False,
     ) -> None:
         super().__init__()
         low, high = action_bounds(action_low, action_high)
@@ -95,6 +100,8 @@ class GaussianNet(nn.Module):
         self.action_dim, self.min_std, self.init_std, self.covariance = n, min_std, init_std, covariance
         self.register_buffer("center", (high + low) / 2)
         self.register_buffer("half_range", (high - low) / 2)
+        self.squash = squash
+        unit = torch.ones_like(self.half_range) if squash else self.half_range  # of a standard deviation
         # One product scales the list [diagonal, below the diagonal] and writes it to its places in L. Its
         # gradient is one product as well.
         row = column = torch.arange(n)
@@ -102,23 +109,25 @@ class GaussianNet(nn.Module):
             below = torch.tril_indices(n, n, offset=-1)
             row, column = torch.cat([row, below[0]]), torch.cat([column, below[1]])
         entry = torch.zeros(len(row), n, n)
-        entry[torch.arange(len(row)), row, column] = self.half_range[row]
+        entry[torch.arange(len(row)), row, column] = unit[row]
         self.register_buffer("_entry", entry.flatten(1))
-        self.register_buffer("_floor", torch.diag(min_std * self.half_range).flatten())
+        self.register_buffer("_floor", torch.diag(min_std * unit).flatten())
         # softplus(v + const) = init_std - min_std at v = 0
         self._shift = math.log(math.expm1(init_std - min_std))
         self.net = mlp(observation_dim, n + len(row), hidden_sizes, activation)
 
     @property
     def std_floor(self) -> Tensor:
-        """Smallest standard deviation that the policy can express, ``[a]``, in the unit of the action."""
-        return self.min_std * self.half_range
+        """Smallest standard deviation that the policy can express, ``[a]``, in the unit of ``loc``."""
+        return self._floor.view(self.action_dim, self.action_dim).diagonal()
 
     def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """Map ``observation [..., o]`` to ``(loc [..., a], scale_tril [..., a, a])``."""
         n = self.action_dim
         raw = self.net(observation.reshape(-1, observation.shape[-1]))
-        loc = torch.addcmul(self.center, self.half_range, torch.tanh(raw[:, :n]))
+        loc = raw[:, :n]
+        if not self.squash:
+            loc = torch.addcmul(self.center, self.half_range, torch.tanh(loc))
         diagonal = F.softplus(raw[:, n : 2 * n] + self._shift)
         entries = diagonal if self.covariance == "diagonal" else torch.cat([diagonal, raw[:, 2 * n :]], -1)
         scale_tril = torch.addmm(self._floor, entries, self._entry)
@@ -137,16 +146,21 @@ def gaussian_policy(
     init_std: float = 0.5,
     min_std: float = 0.01,
     activation: type[nn.Module] = nn.ReLU,
+    squash: bool = False,
     observation_key: NestedKey = keys.OBSERVATION,
 ) -> ProbabilisticActor:
-    """Return a TorchRL actor ``a ~ N(loc(s), L(s) L(s)ᵀ)``.
+    """Return a TorchRL actor ``a ~ N(loc(s), L(s) L(s)ᵀ)``, or one whose Gaussian is squashed.
 
     It reads the observation and writes ``loc``, ``scale_tril`` and ``action``. Samples are *not* clipped,
     because the M-step's likelihoods and divergences are those of a Gaussian. A sample may lie outside the
     bounds. Environments execute the nearest action inside, and critics that know the bounds score that one.
 
-    TorchRL's exploration mode ``RANDOM`` (the default) draws an action. Every other mode returns the mean,
-    which lies inside the bounds.
+    With ``squash``, ``a = c + h tanh(x)``, ``x ~ N(loc(s), L(s) L(s)ᵀ)``, with the center ``c`` and the half
+    ``h`` of each action's range. Then every sample lies inside the bounds, and its density falls to zero at a
+    bound, as an entropy bonus needs it. The M-step fits ``x``, so it stays that of a Gaussian.
+
+    TorchRL's exploration mode ``RANDOM`` (the default) draws an action. ``DETERMINISTIC`` returns the mean,
+    which lies inside the bounds, or with ``squash`` the action of the mean, ``c + h tanh(loc)``.
 
     Args:
         observation_dim: ``o``.
@@ -157,6 +171,8 @@ def gaussian_policy(
         init_std: initial standard deviation, as a fraction of half the action range.
         min_std: floor of the standard deviation, as a fraction of half the action range.
         activation: module class between the layers.
+        squash: whether the values are squashed into the bounds after they are drawn. Standard deviations are
+            then those before the squashing.
         observation_key: entry read, ``[..., o]``.
 
     Returns:
@@ -183,11 +199,14 @@ def gaussian_policy(
         init_std=init_std,
         min_std=min_std,
         activation=activation,
+        squash=squash,
     )
+    bounds = {"center": net.center, "half_range": net.half_range}
     return ProbabilisticActor(
         TensorDictModule(net, in_keys=[observation_key], out_keys=[keys.LOC, keys.SCALE_TRIL]),
         in_keys=[keys.LOC, keys.SCALE_TRIL],
         out_keys=[keys.ACTION],
-        distribution_class=CholeskyNormal,
+        distribution_class=SquashedNormal if squash else CholeskyNormal,
+        distribution_kwargs=TensorDictParams(TensorDict(bounds), no_convert=True) if squash else {},
         default_interaction_type=InteractionType.RANDOM,
     )

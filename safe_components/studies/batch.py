@@ -77,14 +77,13 @@ def _require_batchable(member: Member) -> None:
     if not hasattr(load_recipe(member.recipe), "train"):
         raise ValueError(f"{who}: {member.recipe.name} makes its updates itself; cvpo.py can be batched")
     allowed = {
-        "policy": ("gaussian", "policy gaussian"),
+        "policy": ("gaussian", "tanh"),
         "execution.mode": ("eager", "graph"),
         "collect.workers": (0,),
-        "estep.entropy_coef": (0.0,),
     }
     for path, possible in allowed.items():
         if path in values and values[path] not in possible:
-            choices = " or ".join(map(str, possible[:2] if path != "policy" else possible[:1]))
+            choices = " or ".join(map(str, possible))
             raise ValueError(f"{who}: {path} is {values[path]}, must be {choices}")
 
 

@@ -14,7 +14,7 @@ from torchrl.modules import ProbabilisticActor
 
 from safe_components import keys
 from safe_components.ops import has_distribution, import_part
-from safe_components.policies import Covariance, gaussian_policy, tanh_gaussian_policy
+from safe_components.policies import Covariance, gaussian_policy
 from safe_components.training.annealing import annealed_group
 from safe_components.training.options.ranges import Positive, PositiveShare, Sizes, StepSize
 
@@ -62,6 +62,8 @@ class GaussianConfig(PolicyConfig):
 class TanhConfig(PolicyConfig):
     """The Gaussian policy that tanh squashes into the action bounds, and its optimizer."""
 
+    covariance: Covariance = "diagonal"
+    """covariance before the squashing: full or diagonal"""
     init_std: Positive = 1.0
     """initial standard deviation before the squashing; 1 spreads the actions almost evenly"""
     min_std: Positive = 0.1
@@ -69,13 +71,15 @@ class TanhConfig(PolicyConfig):
 
     def make(self, observation_dim: int, action_low: Tensor, action_high: Tensor) -> ProbabilisticActor:
         """Make the policy for actions inside these bounds."""
-        return tanh_gaussian_policy(
+        return gaussian_policy(
             observation_dim,
             action_low,
             action_high,
             hidden_sizes=self.hidden_sizes,
+            covariance=self.covariance,
             init_std=self.init_std,
             min_std=self.min_std,
+            squash=True,
         )
 
 
