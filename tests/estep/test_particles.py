@@ -1,5 +1,8 @@
 """Particles: their distribution, their scores, parameters from elsewhere, and the keys they write."""
 
+import copy
+from functools import partial
+
 import pytest
 import torch
 from devices import DEVICES
@@ -10,7 +13,7 @@ from torch.distributions import MultivariateNormal
 from torchrl.modules import ProbabilisticActor
 
 from safe_components.estep import EStepProjector, ParticleSampler
-from safe_components.policies import tanh_gaussian_policy
+from safe_components.policies import gaussian_policy, tanh_gaussian_policy
 
 
 class Head(nn.Module):
@@ -95,14 +98,16 @@ def test_scores_are_the_critics_reduced(parts):
     torch.testing.assert_close(data["particles", "q_cost"], costs.mean(0) + 2.0 * costs.std(0, correction=0))
 
 
-@pytest.mark.parametrize("coef", [0.3, lambda: torch.tensor(0.3)])
-@pytest.mark.parametrize("squashed", [False, True])
+@pytest.mark.parametrize("coef", [0.3, torch.tensor(0.3), lambda: torch.tensor(0.3)])
+@pytest.mark.parametrize("squashed", [None, tanh_gaussian_policy, partial(gaussian_policy, squash=True)])
 def test_entropy_is_added_to_the_reward_alone(parts, squashed, coef):
     policy, critic = parts
     if squashed:
-        policy = tanh_gaussian_policy(2, [-1.0, -2.0], [1.0, 2.0], hidden_sizes=(8,))
-    kept = TensorDict.from_module(policy).data.clone()
-    kept.apply_(lambda x: x.add_(0.1))  # the reference is another policy than the present one
+        policy = squashed(2, [-1.0, -2.0], [1.0, 2.0], hidden_sizes=(8,), init_std=1.0)
+    reference = copy.deepcopy(policy)  # another policy than the present one
+    with torch.no_grad():
+        [p.add_(0.1) for p in reference.parameters()]
+    kept = TensorDict.from_module(reference).data
     data, same = states(), torch.get_rng_state()
     plain = ParticleSampler(policy, critic, 8, policy_params=kept)(data.clone())
     torch.set_rng_state(same)
@@ -119,6 +124,21 @@ def test_entropy_is_added_to_the_reward_alone(parts, squashed, coef):
         assert torch.equal(soft["particles", key], plain["particles", key])
     expected = plain["particles", "q_reward"] - 0.3 * log_prob
     torch.testing.assert_close(soft["particles", "q_reward"], expected.detach())
+
+
+def test_a_squashed_gaussian_scores_the_squashed_values_and_keeps_the_others(parts):
+    torch.manual_seed(0)
+    policy = gaussian_policy(2, [-1.0, 0.0], [1.0, 4.0], hidden_sizes=(8,), squash=True, init_std=3.0)
+    batch = ParticleSampler(policy, parts[1], 64)(states())
+    latent, action = batch["particles", "latent"], batch["particles", "action"]
+    torch.testing.assert_close(action, torch.tensor([0.0, 2.0]) + torch.tensor([1.0, 2.0]) * latent.tanh())
+    white = latent - batch["particles", "loc"].unsqueeze(1)
+    white = torch.linalg.solve_triangular(batch["particles", "scale_tril"], white.mT, upper=False)
+    # Errors of a mean and of a variance from n draws: 1 / sqrt(n) and sqrt(2 / n); five of them.
+    assert white.mean().abs() < 5.0 / white.numel() ** 0.5
+    assert (white.var() - 1.0).abs() < 5.0 * (2.0 / white.numel()) ** 0.5
+    rewards, _ = parts[1](batch["observation"], action)
+    torch.testing.assert_close(batch["particles", "q_reward"], rewards.amin(0).squeeze(-1))
 
 
 def test_reward_and_costs_are_scored_in_one_call(parts):

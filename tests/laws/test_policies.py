@@ -27,7 +27,11 @@ GAUSSIAN = {
     "gaussian, full": partial(gaussian_policy, covariance="full", min_std=MIN_STD),
     "gaussian, diagonal": partial(gaussian_policy, covariance="diagonal", min_std=MIN_STD),
 }
-STOCHASTIC = GAUSSIAN | {"tanh gaussian": partial(tanh_gaussian_policy, min_std=MIN_STD)}
+SQUASHED = {
+    f"squashed, {kind}": partial(gaussian_policy, covariance=kind, min_std=MIN_STD, squash=True)
+    for kind in ("full", "diagonal")
+}
+STOCHASTIC = GAUSSIAN | SQUASHED | {"tanh gaussian": partial(tanh_gaussian_policy, min_std=MIN_STD)}
 POLICIES = STOCHASTIC | {"deterministic": deterministic_policy}
 
 
@@ -54,14 +58,18 @@ def acted(policy, observation, mode=ExplorationType.DETERMINISTIC):
         return policy(data(observation))
 
 
-def reference(outputs):
+def reference(outputs, squash):
     """The distribution of the actions by torch, in float64, from the parameters that a policy writes."""
     outputs = outputs.double()
     if "scale_tril" in outputs:
-        return MultivariateNormal(outputs["loc"], scale_tril=outputs["scale_tril"])
+        normal = MultivariateNormal(outputs["loc"], scale_tril=outputs["scale_tril"])
+    else:
+        normal = Independent(Normal(outputs["loc"], outputs["scale"]), 1)
+    if not squash:
+        return normal
     low, high = (torch.tensor(x, dtype=torch.float64, device=outputs["loc"].device) for x in (LOW, HIGH))
     moves = [TanhTransform(cache_size=1), AffineTransform((low + high) / 2, (high - low) / 2)]
-    return TransformedDistribution(Independent(Normal(outputs["loc"], outputs["scale"]), 1), moves)
+    return TransformedDistribution(normal, moves)
 
 
 @each(POLICIES)
@@ -121,7 +129,7 @@ def test_log_prob_is_that_of_torch_distributions(make, dtype, device):
     share = 0.1 + 0.8 * torch.rand(len(observation), 3)
     action = (torch.tensor(LOW) + 2.0 * HALF * share).to(device, dtype)
     ours = policy.get_dist(data(observation)).log_prob(action)
-    expected = reference(acted(policy, observation)).log_prob(action.double())
+    expected = reference(acted(policy, observation), make not in GAUSSIAN.values()).log_prob(action.double())
     tolerance = 1e-5 if dtype == torch.float32 else 1e-12
     torch.testing.assert_close(ours.double(), expected, rtol=tolerance, atol=tolerance)
 
@@ -134,7 +142,7 @@ def test_random_actions_have_the_moments_of_the_distribution(make):
     with torch.no_grad():
         outputs = acted(policy, observation, ExplorationType.RANDOM)
         drawn = outputs["action"]
-        expected = reference(outputs[0]).sample((draws,))
+        expected = reference(outputs[0], make not in GAUSSIAN.values()).sample((draws,))
     assert drawn.unique(dim=0).shape[0] == draws
     # Both whitened by one factor, so that each coordinate has variance 1, and each product of two at most 2.
     factor = torch.linalg.cholesky(expected.T.cov())

@@ -5,7 +5,16 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
-from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
+from torch.distributions import (
+    AffineTransform,
+    Categorical,
+    Independent,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    TanhTransform,
+    TransformedDistribution,
+)
 from torchrl.modules import Actor, NormalParamExtractor, OneHotCategorical, ProbabilisticActor, TanhNormal
 
 from safe_components.critics import Copy
@@ -148,6 +157,36 @@ def test_a_squashed_gaussian_has_the_divergence_of_the_gaussian_behind_it():
     # Many particles, in case the divergence is estimated from them.
     torch.manual_seed(1)
     torch.testing.assert_close(loss(batch)["kl"], expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("covariance", ["full", "diagonal"])
+def test_a_squashed_gaussian_is_fitted_by_the_gaussian_loss_of_its_values(covariance):
+    torch.manual_seed(0)
+    options = {"covariance": covariance, "hidden_sizes": (8,), "squash": True}
+    policy = gaussian_policy(3, [-1.0, 0.0], [1.0, 4.0], **options).double()
+    value = torch.randn(STATES, PARTICLES, 2, dtype=torch.float64)
+    action = torch.tensor([0.0, 2.0]) + torch.tensor([1.0, 2.0]) * value.tanh()
+    weight = torch.rand(STATES, PARTICLES, dtype=torch.float64)
+    particles = TensorDict(action=action, latent=value, weight=weight / weight.sum(-1, keepdim=True))
+    states = TensorDict(observation=torch.randn(STATES, 3, dtype=torch.float64), batch_size=STATES)
+    # Independent of the loss: maximum likelihood of the actions by torch.distributions.
+    outputs = policy.get_dist_params(states.copy())
+    normal = MultivariateNormal(outputs["loc"], scale_tril=outputs["scale_tril"])
+    center, half = (torch.tensor(x, dtype=torch.float64) for x in ([0.0, 2.0], [1.0, 2.0]))
+    dist = TransformedDistribution(normal, [TanhTransform(), AffineTransform(center, half)])
+    log_prob = dist.log_prob(action.movedim(1, 0)).movedim(0, 1)
+    likelihood = (particles["weight"] * log_prob).sum(-1).mean()
+    expected = torch.autograd.grad(likelihood, list(policy.parameters()))
+
+    batch = states.copy().set("particles", particles)
+    loss = MStepLoss(policy, NoTrustRegion(), likelihood="joint")
+    updater = Copy(loss)
+    ours = torch.autograd.grad(-loss(batch)["loss_policy"], list(policy.parameters()))
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-8)  # the reference inverts tanh
+    del updater
+    particles.del_("latent")
+    with pytest.raises(KeyError, match="latent"):
+        loss(states.copy().set("particles", particles))
 
 
 @pytest.mark.parametrize("name", ["gaussian", "tanh", "mixture"])

@@ -42,9 +42,10 @@ def learned(rows):
     return rows
 
 
-def test_a_squashed_policy_keeps_the_trust_region_by_retraction():
+def test_a_policy_of_ones_own_keeps_the_trust_region_by_retraction():
     bound = ("--trust-region", "retract", "--trust-region.kl-mean", 1e-4)
-    config = small(cvpo, "--policy", "tanh", "--policy.lr", 0.01, *bound, "--estep.num-particles", 64)
+    policy = ("--policy", "own_parts:mixture_policy", "--policy.lr", 0.01)
+    config = small(cvpo, *policy, *bound, "--estep.num-particles", 64)
     learner = cvpo.CVPO(config, Task(config))
     assert isinstance(learner.mstep, WeightedLikelihoodLoss)
     states = TensorDict(observation=torch.randn(64, 4), batch_size=[64])
@@ -52,11 +53,14 @@ def test_a_squashed_policy_keeps_the_trust_region_by_retraction():
     assert metrics["retracted"] < 0.9
     # The last step was shortened by the divergence before it: one more step is what is left.
     assert learner.mstep(states)["kl"] < 0.01
-    assert metrics["entropy"] == pytest.approx(2 * math.log(2), abs=0.2)  # nearly even over two actions
+    # Two Gaussians that are nearly one, each with this standard deviation of two actions.
+    deviation = 0.1 + math.log(2.0)
+    expected = 1.0 + math.log(2.0 * math.pi) + 2.0 * math.log(deviation)
+    assert metrics["entropy"] == pytest.approx(expected, abs=0.2)
 
 
-def test_a_squashed_policy_is_not_compiled_because_its_divergence_reads_the_device():
-    config = small(cvpo, "--policy", "tanh", "--execution.mode", "compile")
+def test_a_policy_of_ones_own_is_not_compiled_because_its_divergence_reads_the_device():
+    config = small(cvpo, "--policy", "own_parts:mixture_policy", "--execution.mode", "compile")
     learner = cvpo.CVPO(config, Task(config))
     with pytest.raises(
         ValueError, match=r"WeightedLikelihoodLoss computes on the host: .* --policy gaussian"
@@ -143,10 +147,8 @@ def test_a_policy_that_does_not_fit_is_refused_before_training(function, said):
 
 
 def test_options_of_another_policy_are_refused_by_name():
-    with pytest.raises(
-        SystemExit, match=r"--policy\.covariance needs --policy gaussian, which is not chosen"
-    ):
-        parse_config(cvpo.Config, ["--policy", "tanh", "--policy.covariance", "full"])
+    with pytest.raises(SystemExit, match=r"--policy\.init-std needs --policy tanh, which is not chosen"):
+        parse_config(cvpo.Config, ["--policy", "gaussian", "--policy.init-std", "0.5"])
     config = small(cvpo, "--policy", "own_parts:mixture_policy", "--policy.hidden-sizes", 8)
     assert config.policy == options.OwnConfig((8,), function="own_parts:mixture_policy")
     assert config_to_dict(config)["policy"]["own"]["function"] == "own_parts:mixture_policy"

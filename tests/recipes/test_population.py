@@ -7,6 +7,7 @@ from recorded_graph import Recording, graphs_on_the_cpu
 from small_runs import small
 
 import cvpo
+from safe_components.ops import Temperature
 from safe_components.training import Learner, Population, RandomStream, Replay, execution
 
 SIZES = (
@@ -28,6 +29,10 @@ STRUCTURES = {
     "pid and soft penalties": (
         "--multiplier pid --trust-region soft",
         ["", "", "--trust-region.coef-mean 3"],
+    ),
+    "squashed, with an entropy": (
+        "--policy tanh --estep.entropy-coef 0.02",
+        ["", "--estep.entropy-coef 0.01", "--trust-region.kl-cov 0.001"],
     ),
     "no multiplier, shortened steps": (
         "--multiplier none --trust-region retract",
@@ -111,7 +116,7 @@ def moments(learner):
     ]
 
 
-OFTEN = ("price and hard trust region", "no multiplier, shortened steps")
+OFTEN = ("squashed, with an entropy", "no multiplier, shortened steps")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +192,9 @@ def test_members_that_do_not_fit_are_refused(flags, said):
 
 def test_a_temperature_of_one_member_alone_is_refused():
     group = members("--estep.entropy-coef 0.1", ["", ""])
-    with pytest.raises(ValueError, match=r"entropy_coef is a function of one member"):
+    for member in group:
+        member.learner.particles.entropy_coef = Temperature(lambda: torch.tensor(0.1))
+    with pytest.raises(ValueError, match=r"Temperature\.value is a function of one member"):
         together(group, 1)
 
 
