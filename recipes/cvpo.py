@@ -3,7 +3,7 @@
     python recipes/cvpo.py                                    # SafetyPointCircle1-v0, limit 25
     python recipes/cvpo.py --env.id SafetyPointGoal1-v0 --cost-limit 25 --seed 1
     python recipes/cvpo.py --trust-region none                # an ablation: docs/ablations.md
-    python recipes/cvpo.py --policy tanh                      # a squashed Gaussian: docs/mstep.md
+    python recipes/cvpo.py --policy gaussian                  # without the squashing: docs/mstep.md
     python recipes/cvpo.py --resume runs/cvpo-...             # continue from the last checkpoint
 
 CVPO alternates an E-step and an M-step. The E-step finds the best weights over sampled actions within a KL
@@ -65,7 +65,7 @@ class Config(options.OffPolicyConfig):
     recipe: ClassVar[str] = "cvpo"
     budget: options.FeedbackBudgetConfig = options.FeedbackBudgetConfig()
     replay: ReplayConfig = ReplayConfig()
-    policy: options.Policy = options.GaussianConfig()
+    policy: options.Policy = options.TanhConfig()
     estep: options.EStepConfig = options.EStepConfig()
     multiplier: options.Multiplier | options.DualConfig | None = options.PriceConfig()
     mstep: options.MStepConfig = options.MStepConfig()
@@ -75,7 +75,7 @@ class Config(options.OffPolicyConfig):
 
 
 def make_policy(config: Config, task: Task) -> ProbabilisticTensorDictSequential:
-    """Make the policy: a Gaussian whose mean stays inside the action bounds, or another that is chosen."""
+    """Make the policy: a Gaussian that is squashed into the action bounds, or another that is chosen."""
     return config.policy.make(task.observation_dim, **task.bounds).to(task.device)
 
 
@@ -99,8 +99,9 @@ class CVPO(Learner):
 
         precision = getattr(torch, config.execution.scoring_precision)
         # Until the units are known, the temperature is in units of the reward's value.
-        self.register_buffer("entropy_coef", torch.tensor(estep.entropy_coef, device=device))
-        soft: dict[str, Any] = {"entropy_coef": self.entropy_coef} if estep.entropy_coef else {}
+        temperature = estep.temperature(config.policy)
+        self.register_buffer("entropy_coef", torch.tensor(temperature, device=device))
+        soft: dict[str, Any] = {"entropy_coef": self.entropy_coef} if temperature else {}
         sizes = (task.observation_dim, task.action_dim, task.num_costs)
         critic = critics.make(*sizes, scoring_dtype=precision, **task.bounds).to(device)
         self.critics = critics.make_learner(

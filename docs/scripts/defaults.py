@@ -33,7 +33,7 @@ from safe_components.lagrangian import (
     PIDMultiplier,
     SACLagLoss,
 )
-from safe_components.policies import deterministic_policy, gaussian_policy, tanh_gaussian_policy
+from safe_components.policies import deterministic_policy, gaussian_policy
 from safe_components.training.config import choices_of, fields, flag_of, name_of
 from safe_components.training.recipes import load_recipe, recipe_file
 
@@ -45,7 +45,7 @@ Row = tuple[str, str, str, str]  # option, choice that has it, default, meaning
 PARTS: list[tuple[str, str, Callable[..., Any], dict[str, str]]] = [
     ("cvpo", "env", make_env, {}),
     ("cvpo", "policy gaussian", gaussian_policy, {}),
-    ("cvpo", "policy tanh", tanh_gaussian_policy, {}),
+    ("cvpo", "policy tanh", gaussian_policy, {}),
     ("td3_lag", "policy", deterministic_policy, {}),
     ("cvpo", "critics", CriticLearner, {}),
     ("cvpo", "estep", ParticleSampler, {}),

@@ -61,7 +61,7 @@ def execute(config: ExecutionConfig, learner: Learner, device: torch.device) -> 
     if waiting:  # the innermost comes last
         raise ValueError(
             f"execution.mode is {config.mode}, but {waiting[-1]} computes on the host: use another part "
-            "(such as --estep.solver newton, --policy gaussian), or --execution.mode eager"
+            "(such as --estep.solver newton, --policy tanh), or --execution.mode eager"
         )
     if config.mode == "compile":
         return torch.compile(update)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from safe_components.estep import AdamDualSolver, DualSolver, NewtonDualSolver, SLSQPDualSolver
 from safe_components.ops import import_part, is_import_path
+from safe_components.training.options.policy import PolicyConfig
 from safe_components.training.options.ranges import Count, NotNegative, Positive, one_of_or_own
 
 __all__ = ["DualConfig", "EStepConfig"]
@@ -43,9 +44,10 @@ class EStepConfig:
     """critics that score the particles"""
     epsilon: Positive = 0.1
     """radius of the KL ball, in nats"""
-    entropy_coef: NotNegative = 0.0
+    entropy_coef: NotNegative | None = None
     """temperature of the entropy that the E-step and the critics' targets add to the reward, per nat, in
-    units of the reward's value (see `value_units`); 0 for none"""
+    units of the reward's value (see `value_units`); 0 for none; None makes 0.00125 for a policy that is
+    squashed into the action bounds, and 0 for any other"""
     solver: Annotated[str, one_of_or_own("newton", "slsqp", "adam")] = "newton"
     """solver of the dual: newton (exact), slsqp (SciPy's, as published), adam (one step per batch), or
     package.module:name of your own"""
@@ -54,6 +56,16 @@ class EStepConfig:
         """Raise ValueError unless a solver of the user's own can be imported."""
         if is_import_path(self.solver):
             import_part(self.solver, "estep.solver")
+
+    def temperature(self, policy: PolicyConfig) -> float:
+        """Return the temperature for a policy, in units of the reward's value.
+
+        A Gaussian that is not squashed would earn the bonus with deviations beyond the action bounds, which
+        change no action.
+        """
+        if self.entropy_coef is not None:
+            return self.entropy_coef
+        return 0.00125 if policy.squashes else 0.0
 
     def make_solver(self, lam_max: float | None, waits: bool) -> DualSolver:
         """Make the solver of the dual; one of the user's own is called with ``lam_max`` alone.

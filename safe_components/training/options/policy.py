@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from tensordict import TensorDict
@@ -25,6 +25,7 @@ __all__ = ["GaussianConfig", "OwnConfig", "Policy", "PolicyConfig", "TanhConfig"
 class PolicyConfig:
     """The network and the optimizer of the policy."""
 
+    squashes: ClassVar[bool] = False
     hidden_sizes: Sizes = (128, 128)
     """widths of the hidden layers"""
     lr: StepSize = 1e-3
@@ -62,6 +63,7 @@ class GaussianConfig(PolicyConfig):
 class TanhConfig(PolicyConfig):
     """The Gaussian policy that tanh squashes into the action bounds, and its optimizer."""
 
+    squashes: ClassVar[bool] = True
     covariance: Covariance = "diagonal"
     """covariance before the squashing: full or diagonal"""
     init_std: Positive = 1.0
