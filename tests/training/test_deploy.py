@@ -134,7 +134,13 @@ def small_file(path, **options):
 
 
 @pytest.mark.parametrize(
-    "options", [{"activation": nn.Tanh}, {"covariance": "diagonal", "min_std": 0.2}, {"observation_key": "o"}]
+    "options",
+    [
+        {"activation": nn.Tanh},
+        {"covariance": "diagonal", "min_std": 0.2},
+        {"squash": True, "init_std": 1.0},
+        {"observation_key": "o"},
+    ],
 )
 def test_every_argument_of_the_builder_comes_back(tmp_path, options):
     policy, norm = small_file(tmp_path / "policy.safetensors", **options)
