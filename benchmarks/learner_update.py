@@ -81,10 +81,10 @@ def make_config(sizes: Sizes, transitions: int, *settings: Mapping[str, Any]) ->
         "env": {"frame_skip": 1},
         "budget": {"cost_limit": COST_LIMIT},
         "replay": {"size": transitions, "window": transitions, "batch_size": sizes.states},
-        "policy": hidden | {"covariance": "full"},
         "critics": hidden | members | learning,
         "estep": {"num_particles": sizes.particles},
-        # The published algorithm: an exact dual, and a reference policy that moves with every update.
+        # As published: a Gaussian, an exact dual, and a reference policy that moves with every update.
+        "policy": {"gaussian": hidden | {"covariance": "full"}},
         "multiplier": "dual",
         "mstep": {"iterations": sizes.m_iterations},
         "reference": "polyak",

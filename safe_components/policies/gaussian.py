@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
-from tensordict import TensorDict
-from tensordict.nn import InteractionType, TensorDictModule, TensorDictParams
+from tensordict.nn import InteractionType, TensorDictModule
 from tensordict.utils import NestedKey
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchrl.modules import ProbabilisticActor
 
 from safe_components import keys
-from safe_components.ops import action_bounds
+from safe_components.ops import Squash, action_bounds
 from safe_components.policies.distribution import CholeskyNormal
 from safe_components.policies.mlp import mlp
 from safe_components.policies.registry import policy_builder
@@ -98,10 +97,12 @@ class GaussianNet(nn.Module):
             )
         n = low.shape[0]
         self.action_dim, self.min_std, self.init_std, self.covariance = n, min_std, init_std, covariance
-        self.register_buffer("center", (high + low) / 2)
-        self.register_buffer("half_range", (high - low) / 2)
-        self.squash = squash
-        unit = torch.ones_like(self.half_range) if squash else self.half_range  # of a standard deviation
+        center, half_range = (high + low) / 2, (high - low) / 2
+        self.squash = Squash(center, half_range) if squash else None
+        if not squash:
+            self.register_buffer("center", center)
+            self.register_buffer("half_range", half_range)
+        unit = torch.ones_like(half_range) if squash else half_range  # of a standard deviation
         # One product scales the list [diagonal, below the diagonal] and writes it to its places in L. Its
         # gradient is one product as well.
         row = column = torch.arange(n)
@@ -126,7 +127,7 @@ class GaussianNet(nn.Module):
         n = self.action_dim
         raw = self.net(observation.reshape(-1, observation.shape[-1]))
         loc = raw[:, :n]
-        if not self.squash:
+        if self.squash is None:
             loc = torch.addcmul(self.center, self.half_range, torch.tanh(loc))
         diagonal = F.softplus(raw[:, n : 2 * n] + self._shift)
         entries = diagonal if self.covariance == "diagonal" else torch.cat([diagonal, raw[:, 2 * n :]], -1)
@@ -201,12 +202,11 @@ def gaussian_policy(
         activation=activation,
         squash=squash,
     )
-    bounds = {"center": net.center, "half_range": net.half_range}
     return ProbabilisticActor(
         TensorDictModule(net, in_keys=[observation_key], out_keys=[keys.LOC, keys.SCALE_TRIL]),
         in_keys=[keys.LOC, keys.SCALE_TRIL],
         out_keys=[keys.ACTION],
         distribution_class=SquashedNormal if squash else CholeskyNormal,
-        distribution_kwargs=TensorDictParams(TensorDict(bounds), no_convert=True) if squash else {},
+        distribution_kwargs={"squash": net.squash} if squash else {},  # the network's, which moves with it
         default_interaction_type=InteractionType.RANDOM,
     )

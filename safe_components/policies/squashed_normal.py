@@ -26,15 +26,15 @@ class SquashedNormal(TransformedDistribution):
     Args:
         loc: ``[..., a]``, mean of ``x``.
         scale_tril: ``[..., a, a]``, ``L``, lower Cholesky factor of the covariance of ``x``.
-        center: ``[a]``, ``c``, middle of each action's range.
-        half_range: ``[a]``, ``h``, half of each action's range.
+        squash: the map, with the center ``c [a]`` and the half ``h [a]`` of each action's range.
 
     Source: Haarnoja et al. 2018 (arXiv 1801.01290), appendix C.
 
     Example:
         >>> import torch
-        >>> unit = {"center": torch.zeros(2), "half_range": torch.ones(2)}
-        >>> d = SquashedNormal(torch.tensor([0.0, 3.0]), 0.1 * torch.eye(2), **unit)
+        >>> from safe_components.ops import Squash
+        >>> squash = Squash(torch.zeros(2), torch.ones(2))
+        >>> d = SquashedNormal(torch.tensor([0.0, 3.0]), 0.1 * torch.eye(2), squash)
         >>> d.deterministic_sample
         tensor([0.0000, 0.9951])
         >>> action, log_prob = d.sample_and_log_prob((5,))
@@ -47,15 +47,16 @@ class SquashedNormal(TransformedDistribution):
     squashes = True
     base_dist: CholeskyNormal
 
-    def __init__(self, loc: Tensor, scale_tril: Tensor, center: Tensor, half_range: Tensor) -> None:
-        self.squash = Squash(center, half_range)
-        transforms = [SafeTanhTransform(), AffineTransform(center, half_range)]
+    def __init__(self, loc: Tensor, scale_tril: Tensor, squash: Squash) -> None:
+        self.squash = squash
+        transforms = [SafeTanhTransform(), AffineTransform(squash.center, squash.half_range)]
         super().__init__(CholeskyNormal(loc, scale_tril), transforms, validate_args=False)
 
     @property
     def deterministic_sample(self) -> Tensor:
         """The action of the mean, ``c + h tanh(loc) [..., a]``, which is also the median of each action."""
-        return self.squash(self.base_dist.loc)
+        action: Tensor = self.squash(self.base_dist.loc)
+        return action
 
     @property
     def median(self) -> Tensor:

@@ -34,7 +34,7 @@ def test_the_slope_is_exact_where_tanh_is_one(value):
 def test_draws_and_their_scores_are_those_of_torchrl():
     torch.manual_seed(0)
     loc, scale = torch.randn(5, 2), torch.rand(5, 2) + 0.1
-    ours = SquashedNormal(loc, torch.diag_embed(scale), CENTER, HALF)
+    ours = SquashedNormal(loc, torch.diag_embed(scale), Squash(CENTER, HALF))
     theirs = TanhNormal(loc, scale, low=CENTER - HALF, high=CENTER + HALF)
     for name in ("sample_and_log_prob", "rsample_and_log_prob"):
         drawn = []
@@ -47,7 +47,7 @@ def test_draws_and_their_scores_are_those_of_torchrl():
 
 def test_a_far_draw_is_scored_where_it_was_drawn():
     # Without noise to speak of, the entropy of x is known, and a = tanh(40) rounds to 1.
-    dist = SquashedNormal(torch.tensor([40.0]), torch.tensor([[0.1]]), torch.zeros(1), torch.ones(1))
+    dist = SquashedNormal(torch.tensor([40.0]), torch.tensor([[0.1]]), Squash(torch.zeros(1), torch.ones(1)))
     torch.manual_seed(0)
     action, log_prob = dist.sample_and_log_prob((10_000,))
     assert (action == 1.0).all()
@@ -63,9 +63,11 @@ def test_a_policy_says_that_it_squashes_and_moves_its_bounds():
     for moved in (policy, copy.deepcopy(policy).double()):
         squash = squash_of(moved)
         dtype = next(moved.parameters()).dtype
-        torch.testing.assert_close(squash, Squash(CENTER.to(dtype), HALF.to(dtype)))
+        assert squash is moved.module[0].module.squash  # in a copy, the copy's
+        torch.testing.assert_close((squash.center, squash.half_range), (CENTER.to(dtype), HALF.to(dtype)))
         observation = torch.zeros(2, 3, dtype=dtype)
         assert moved(TensorDict(observation=observation, batch_size=2))["action"].dtype == dtype
+    assert squash_of(policy.to("meta")).center.device.type == "meta"
     assert squash_of(gaussian_policy(3, [-1.0], [1.0])) is None
     assert squash_of(tanh_gaussian_policy(3, [-1.0], [1.0])) is None  # it writes no scale_tril
     assert squash_of(lambda observation: observation) is None
