@@ -14,6 +14,9 @@ from safe_components.lagrangian import GradientMultiplier, PIDMultiplier
 from safe_components.training import Replay, Task
 from safe_components.training.config import choices_of, fields
 
+# The policy whose numbers the tests of trust regions know.
+GAUSSIAN = ("--policy", "gaussian", "--policy.hidden-sizes", 16, 16)
+
 
 @pytest.fixture
 def swapped(training):
@@ -47,7 +50,7 @@ def test_hard_trust_region_moves_its_multipliers(swapped):
 
 def test_retraction_shortens_what_is_too_long(swapped):
     # Forty steps of 0.002 between two copies of the policy go far beyond this trust region, one does not.
-    options = ("--policy", "gaussian", "--policy.lr", 0.002, "--policy.lr-end", 1, "--reference", "copy")
+    options = (*GAUSSIAN, "--policy.lr", 0.002, "--policy.lr-end", 1, "--reference", "copy")
     options += ("--collect.updates-per-frame", 0.05)
     free, _ = swapped("--trust-region", "none", *options, name="none")
     bounds = ("--trust-region.kl-mean", 1e-3)
@@ -69,7 +72,7 @@ def test_soft_trust_region_keeps_its_penalties(swapped):
 
 def test_without_trust_region_the_policy_goes_further(swapped):
     bounds = ("--trust-region.kl-mean", 1e-5, "--trust-region.kl-cov", 1e-5, "--trust-region.lr", 1)
-    policy = ("--policy", "gaussian", "--policy.lr-end", 1)
+    policy = (*GAUSSIAN, "--policy.lr-end", 1)
     tight, _ = swapped(*bounds, *policy, name="tight")
     free, _ = swapped("--trust-region", "none", *policy, name="free")
     assert set(free["alpha_mean"]) == {0.0}
