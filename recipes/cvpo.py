@@ -92,7 +92,9 @@ class CVPO(Learner):
         # The M-step holds the reference policy. The learner of the critics holds the target critics.
         self.policy = make_policy(config, task)
         region = config.trust_region.make()
-        self.mstep = mstep_loss(self.policy, region, check_weights=self.waits).to(device)
+        likelihood = config.mstep.likelihood
+        mstep = mstep_loss(self.policy, region, likelihood=likelihood, check_weights=self.waits)
+        self.mstep = mstep.to(device)
         self.retraction = config.trust_region.make_retraction(self.mstep)
         self.reference, self.follows = config.reference.make(self.mstep), config.reference.each_update
         reference = self.mstep.target_policy_params

@@ -7,12 +7,16 @@ from typing import Any
 from torch import nn
 
 from safe_components.mstep.any_policy import WeightedLikelihoodLoss
-from safe_components.mstep.loss import MStepLoss
+from safe_components.mstep.loss import Likelihood, MStepLoss
 from safe_components.ops import has_distribution, is_gaussian
 
 
 def mstep_loss(
-    policy: Any, trust_region: nn.Module, *, check_weights: bool | None = None
+    policy: Any,
+    trust_region: nn.Module,
+    *,
+    likelihood: Likelihood = "decoupled",
+    check_weights: bool | None = None,
 ) -> MStepLoss | WeightedLikelihoodLoss:
     """Return the loss of the M-step for a policy.
 
@@ -23,6 +27,7 @@ def mstep_loss(
     Args:
         policy: TorchRL actor.
         trust_region: as in both losses.
+        likelihood: as in `MStepLoss`, for Gaussians; that of any other policy is joint.
         check_weights: as in `MStepLoss`, for Gaussians.
 
     Raises:
@@ -35,7 +40,7 @@ def mstep_loss(
         ('kl',)
     """
     if is_gaussian(policy):
-        return MStepLoss(policy, trust_region, check_weights=check_weights)
+        return MStepLoss(policy, trust_region, likelihood=likelihood, check_weights=check_weights)
     if has_distribution(policy):
         return WeightedLikelihoodLoss(policy, trust_region)
     raise TypeError(

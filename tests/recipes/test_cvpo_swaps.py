@@ -286,3 +286,16 @@ def test_every_choice_of_the_config_is_tried_above():
     literal = {path for path, hint, _ in fields(config) if "Literal" in str(hint)} - {"run.loggers"}
     for path in chosen | literal:
         assert f"--{path.replace('_', '-')}" in source, path
+
+
+def test_the_likelihood_that_the_m_step_maximizes(swapped):
+    for likelihood in ("decoupled", "joint"):
+        _, learner = swapped("--mstep.likelihood", likelihood, name=likelihood)
+        batch = learner.estep(learner.particles(states()))
+        fit = learner.mstep(batch)
+        expected = fit["log_likelihood_mean"] + fit["log_likelihood_cov"]
+        if likelihood == "joint":
+            normal = learner.policy.get_dist(states()).base_dist
+            log_prob = normal.log_prob(batch["particles", "latent"].movedim(1, 0)).movedim(0, 1)
+            expected = (batch["particles", "weight"] * log_prob).sum(-1).mean().detach()
+        torch.testing.assert_close(fit["log_likelihood"], expected, rtol=1e-4, atol=1e-4)

@@ -12,6 +12,7 @@ from torchrl.objectives.common import LossModule
 from safe_components.critics import Copy, Polyak
 from safe_components.mstep import (
     HardTrustRegion,
+    Likelihood,
     MStepLoss,
     NoTrustRegion,
     Retraction,
@@ -40,6 +41,9 @@ class MStepConfig:
 
     iterations: Repeats = 2
     """gradient steps of the policy per E-step"""
+    likelihood: Likelihood = "decoupled"
+    """fit mean and covariance of a Gaussian each beside the old value of the other (decoupled), or both at
+    once (joint)"""
 
 
 class TrustRegionConfig(ABC):
