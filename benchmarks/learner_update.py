@@ -86,7 +86,7 @@ def make_config(sizes: Sizes, transitions: int, *settings: Mapping[str, Any]) ->
         # As published: a Gaussian, an exact dual, and a reference policy that moves with every update.
         "policy": {"gaussian": hidden | {"covariance": "full"}},
         "multiplier": "dual",
-        "mstep": {"iterations": sizes.m_iterations},
+        "mstep": {"iterations": sizes.m_iterations, "likelihood": "decoupled"},
         "reference": "polyak",
     }
     return functools.reduce(

@@ -33,6 +33,7 @@ from safe_components.lagrangian import (
     PIDMultiplier,
     SACLagLoss,
 )
+from safe_components.mstep import mstep_loss
 from safe_components.policies import deterministic_policy, gaussian_policy
 from safe_components.training.config import choices_of, fields, flag_of, name_of
 from safe_components.training.recipes import load_recipe, recipe_file
@@ -49,6 +50,7 @@ PARTS: list[tuple[str, str, Callable[..., Any], dict[str, str]]] = [
     ("td3_lag", "policy", deterministic_policy, {}),
     ("cvpo", "critics", CriticLearner, {}),
     ("cvpo", "estep", ParticleSampler, {}),
+    ("cvpo", "mstep", mstep_loss, {}),
     ("cvpo", "multiplier dual", NewtonDualSolver, {"max": "lam_max"}),
     ("cvpo", "multiplier dual", EStepProjector, {}),
     ("cvpo", "multiplier price", ExponentiatedMultiplier, {"min": "min_value", "max": "max_value"}),

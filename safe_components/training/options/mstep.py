@@ -41,7 +41,7 @@ class MStepConfig:
 
     iterations: Repeats = 2
     """gradient steps of the policy per E-step"""
-    likelihood: Likelihood = "decoupled"
+    likelihood: Likelihood = "joint"
     """fit mean and covariance of a Gaussian each beside the old value of the other (decoupled), or both at
     once (joint)"""
 
@@ -64,7 +64,7 @@ class HardConfig(TrustRegionConfig):
 
     kl_mean: Positive = 0.03
     """bound on the KL divergence of the mean, in nats; of the whole policy if it is no Gaussian"""
-    kl_cov: Positive = 0.003
+    kl_cov: Positive = 0.01
     """bound on the KL divergence of the covariance, in nats"""
     lr: StepSize = 0.1
     """step size of Adam for the multipliers"""
