@@ -1,7 +1,7 @@
 """Draw the figure and print the table of ``docs/default_run.md``, from the rows in ``docs/data``.
 
-    python recipes/cvpo.py --seed 16 --run-dir runs/seed-16      # and 17, 18
-    python docs/scripts/default_run.py --runs runs/seed-16 runs/seed-17 runs/seed-18
+    python recipes/cvpo.py --seed 22 --run-dir runs/seed-22      # and 23, 24
+    python docs/scripts/default_run.py --runs runs/seed-22 runs/seed-23 runs/seed-24
 
 The ``metrics.csv`` of the runs are copied to ``docs/data`` first. Without ``--runs``, the figure and the
 table are made from the rows that are there.
