@@ -90,16 +90,7 @@ def test_covariance(swapped, covariance):
 def test_min_std_is_the_policys_floor(swapped):
     smallest = {}
     for floor in (0.01, 0.45):
-        options = (
-            "--policy",
-            "gaussian",
-            "--policy.min-std",
-            floor,
-            "--trust-region",
-            "none",
-            "--policy.lr",
-            0.03,
-        )
+        options = (*GAUSSIAN, "--policy.min-std", floor, "--policy.lr", 0.03)
         options += ("--policy.lr-end", 1, "--collect.updates-per-frame", 0.05, "--multiplier", "none")
         options += ("--trust-region", "none")
         _, learner = swapped(*options, name=str(floor))
