@@ -21,7 +21,10 @@ NUMBERS = [
 ]
 DEFAULT = ["", "", "--trust-region.kl-mean 0.02 --trust-region.lr 0.05 --multiplier.init 0.3"]
 STRUCTURES = {
-    "price and hard trust region": ("", DEFAULT),
+    "price and hard trust region": (
+        "--policy gaussian --policy.hidden-sizes 16 16 --mstep.likelihood decoupled",
+        DEFAULT,
+    ),
     "dual, full covariance, Polyak": (
         "--multiplier dual --policy.covariance full --reference polyak --estep.critics online",
         ["", "", "--trust-region.kl-cov 0.001 --reference.eps 0.9"],
@@ -116,7 +119,7 @@ def moments(learner):
     ]
 
 
-OFTEN = ("squashed, with an entropy", "no multiplier, shortened steps")
+OFTEN = ("price and hard trust region", "squashed, with an entropy", "no multiplier, shortened steps")
 
 
 @pytest.mark.parametrize(
